@@ -1,0 +1,1 @@
+//! Which key gave which result: the local index, and remote caches.

@@ -1,0 +1,1 @@
+//! Dockerfile text to syntax to LLB; no I/O.

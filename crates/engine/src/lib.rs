@@ -1,0 +1,1 @@
+//! Does: owns the solver, runs its commands on tokio, shares work between jobs, cancels.

@@ -1,0 +1,1 @@
+//! Results leave: image, oci and docker tar, local, tar.

@@ -1,0 +1,1 @@
+//! Built-in Dockerfile frontend and gateway containers; asks back through one trait.

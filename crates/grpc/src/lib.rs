@@ -1,0 +1,1 @@
+//! Control, session transport, gateway, content and health: own types to messages.

@@ -1,0 +1,1 @@
+//! One Solve from request to response.

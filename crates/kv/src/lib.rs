@@ -1,0 +1,1 @@
+//! Transactions, typed tables, schema version and crash safety over the embedded engine.

@@ -1,0 +1,1 @@
+//! Binds trees to blobs: lazy layers, diff, compress, unpack, exact usage, prune.

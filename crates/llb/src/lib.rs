@@ -1,0 +1,1 @@
+//! A validated build graph: decode, check, digest, build.

@@ -1,0 +1,1 @@
+//! Digests, references, platforms, descriptors, manifests and image configs.

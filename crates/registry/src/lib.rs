@@ -1,0 +1,1 @@
+//! OCI distribution client: resolve, fetch, push, mirrors, auth challenge.

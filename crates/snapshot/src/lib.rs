@@ -1,0 +1,1 @@
+//! File trees on disk: prepare, commit, mount; overlay and native.

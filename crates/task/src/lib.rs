@@ -1,0 +1,1 @@
+//! Naming, spawning, cancelling (with a reason) and draining background work.

@@ -1,0 +1,1 @@
+//! Strict fakes, fixtures and fault injection for tests.

@@ -1,0 +1,1 @@
+//! A place where steps run: platforms, sandbox and layers.
