@@ -1,1 +1,236 @@
 //! The few kinds of failure, retry advice, and printing of an error chain.
+//!
+//! Rooms have error types of their own, one an operation; where such an error leaves for a room that only passes it on (engine, job,
+//! grpc) it becomes a [`Fault`]: cheap to clone, because builds that share a vertex share its failure. A room's error says its
+//! [`Kind`] by implementing [`Classified`]. gRPC codes are `grpc`'s business.
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+/// What a caller can do about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The input is wrong; the same call fails again.
+    Invalid,
+    NotFound,
+    AlreadyExists,
+    /// Not allowed.
+    Denied,
+    /// Known credentials are missing or wrong.
+    Unauthenticated,
+    Unimplemented,
+    /// The other side is away or busy; worth retrying.
+    Unavailable,
+    /// Disk, memory or a limit ran out.
+    Exhausted,
+    Canceled,
+    Deadline,
+    /// The state does not allow the call now.
+    Precondition,
+    OutOfRange,
+    /// A broken invariant of ours.
+    Internal,
+    /// Anything else: a step that failed, an error of another program.
+    Unknown,
+}
+
+impl Kind {
+    /// Whether the same call may succeed a little later.
+    pub fn retryable(self) -> bool {
+        matches!(self, Kind::Unavailable)
+    }
+
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind as K;
+        match error.kind() {
+            K::NotFound => Kind::NotFound,
+            K::AlreadyExists => Kind::AlreadyExists,
+            K::PermissionDenied => Kind::Denied,
+            K::StorageFull | K::QuotaExceeded | K::OutOfMemory => Kind::Exhausted,
+            K::ConnectionRefused | K::ConnectionReset | K::ConnectionAborted | K::BrokenPipe | K::UnexpectedEof => Kind::Unavailable,
+            K::TimedOut => Kind::Deadline,
+            K::InvalidInput | K::InvalidData => Kind::Invalid,
+            _ => Kind::Unknown,
+        }
+    }
+}
+
+/// An error that knows its kind, so that `?` turns it into a [`Fault`].
+pub trait Classified: Error + Send + Sync + 'static {
+    fn kind(&self) -> Kind;
+
+    /// Facts that a client can act on.
+    fn details(&self) -> Vec<Detail> {
+        Vec::new()
+    }
+}
+
+/// A fact that travels with a failure to the client, which prints or acts on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Detail {
+    /// The vertex that failed, by the digest that the client knows.
+    Vertex { digest: String },
+    /// Where in the user's source the failure is rooted. Lines and characters as in LLB: lines from 1.
+    Source { filename: String, language: String, data: Vec<u8>, ranges: Vec<Range> },
+    Frontend { name: String, source: String },
+    /// A frontend capability that is not supported.
+    FrontendCap { name: String },
+    /// A subrequest that is not supported.
+    Subrequest { name: String },
+    /// The state of a failed op, so that a client can open a debug container on it. `op` is a marshalled `pb.Op`.
+    Solve { input_ids: Vec<String>, mount_ids: Vec<String>, op: Vec<u8>, description: Vec<(String, String)>, subject: Option<Subject> },
+    /// A process's exit code.
+    Exit { code: u32, error: String },
+    /// Passed through untouched, as it came from a gateway client.
+    Other { type_url: String, value: Vec<u8> },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    File { index: i64 },
+    Cache { index: i64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    pub start: (i32, i32),
+    pub end: (i32, i32),
+}
+
+/// A failure on its way out. `Display` prints the whole chain.
+#[derive(Clone)]
+pub struct Fault(Arc<Inner>);
+
+struct Inner {
+    kind: Kind,
+    message: String,
+    source: Option<Source>,
+    details: Vec<Detail>,
+}
+
+enum Source {
+    Fault(Fault),
+    Error(Box<dyn Error + Send + Sync>),
+}
+
+pub type Result<T> = std::result::Result<T, Fault>;
+
+impl Fault {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), source: None, details: Vec::new() }))
+    }
+
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Kind::Invalid, message)
+    }
+
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Kind::Internal, message)
+    }
+
+    /// An error of a type that has no kind of its own.
+    pub fn of(kind: Kind, error: impl Error + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner { kind, message: String::new(), source: Some(Source::Error(Box::new(error))), details: Vec::new() }))
+    }
+
+    /// The same failure, seen from one step further out: prints as `message: self`.
+    pub fn context(self, message: impl Into<String>) -> Self {
+        let kind = self.kind();
+        Self(Arc::new(Inner { kind, message: message.into(), source: Some(Source::Fault(self)), details: Vec::new() }))
+    }
+
+    pub fn with_detail(self, detail: Detail) -> Self {
+        let kind = self.kind();
+        Self(Arc::new(Inner { kind, message: String::new(), source: Some(Source::Fault(self)), details: vec![detail] }))
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// All details, outermost first.
+    pub fn details(&self) -> Vec<&Detail> {
+        let mut all: Vec<&Detail> = self.0.details.iter().collect();
+        if let Some(Source::Fault(inner)) = &self.0.source {
+            all.extend(inner.details());
+        }
+        all
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        let separator = if self.0.message.is_empty() { "" } else { ": " };
+        match &self.0.source {
+            None => Ok(()),
+            Some(Source::Fault(inner)) => write!(f, "{separator}{inner}"),
+            Some(Source::Error(error)) => write!(f, "{separator}{}", chain(error.as_ref())),
+        }
+    }
+}
+
+impl fmt::Debug for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+/// Not an [`Error`] of the standard library's kind, so that every classified error converts with `?`.
+impl<E: Classified> From<E> for Fault {
+    fn from(error: E) -> Self {
+        let (kind, details) = (error.kind(), error.details());
+        Self(Arc::new(Inner { kind, message: String::new(), source: Some(Source::Error(Box::new(error))), details }))
+    }
+}
+
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        Self::of(Kind::of_io(&error), error)
+    }
+}
+
+/// Prints an error and its sources, outermost first, joined by `: `.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}
+
+/// Adds a message on the way out.
+pub trait Context<T> {
+    fn context(self, message: impl Into<String>) -> Result<T>;
+    fn with_context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T>;
+}
+
+impl<T, E: Into<Fault>> Context<T> for std::result::Result<T, E> {
+    fn context(self, message: impl Into<String>) -> Result<T> {
+        self.map_err(|e| e.into().context(message))
+    }
+
+    fn with_context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
+        self.map_err(|e| e.into().context(message()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_the_chain_and_keeps_kind_and_details() {
+        let fault = Fault::new(Kind::NotFound, "no such file")
+            .with_detail(Detail::Vertex { digest: "sha256:0".into() })
+            .context("failed to load")
+            .with_detail(Detail::FrontendCap { name: "x".into() });
+        assert_eq!(fault.to_string(), "failed to load: no such file");
+        assert_eq!(fault.kind(), Kind::NotFound);
+        assert_eq!(fault.details().len(), 2);
+        assert_eq!(fault.details()[0], &Detail::FrontendCap { name: "x".into() });
+    }
+}
