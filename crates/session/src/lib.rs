@@ -97,7 +97,7 @@ pub enum Packet {
 /// An entry's metadata. `mode` has Go's `os.FileMode` bits, not POSIX ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stat {
-    /// Bytes, because file names need not be UTF-8; the wire carries them as a string.
+    /// Relative, slash separated, clean. The wire allows UTF-8 only.
     pub path: String,
     pub mode: u32,
     pub uid: u32,
