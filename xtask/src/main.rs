@@ -1,19 +1,56 @@
-//! `cargo xtask <check|test|codegen|bench>`: what CI runs is what a person runs.
+//! `cargo xtask <check|test|codegen|tidy>`: what CI runs is what a person runs.
 mod codegen;
+mod test;
+mod tidy;
 
-fn main() -> std::process::ExitCode {
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+pub type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const USAGE: &str = "usage: cargo xtask <command>
+  check            formatting, lints, generated code, the tidy test
+  test [FILTER]    installs what is missing (Debian packages, when root) and runs all four rings of tests
+  codegen [--check]  writes (or compares) the code generated from proto/
+  tidy             only the invariants of ARCHITECTURE.md";
+
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let result = match args.first().map(String::as_str) {
-        Some("codegen") => codegen::run(args.iter().any(|a| a == "--check")),
-        _ => Err("usage: cargo xtask <codegen [--check]>".into()),
+    let flag = |name: &str| args.iter().any(|a| a == name);
+    let outcome = match args.first().map(String::as_str) {
+        Some("check") => check(),
+        Some("test") => test::run(&root(), &args[1..]),
+        Some("codegen") => codegen::run(flag("--check")),
+        Some("tidy") => tidy::run(&root()),
+        _ => Err(USAGE.into()),
     };
-    match result {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("xtask: {e}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
 }
 
-pub type Outcome = Result<(), Box<dyn std::error::Error>>;
+fn check() -> Outcome {
+    cargo(&["fmt", "--all", "--check"])?;
+    tidy::run(&root())?;
+    codegen::run(true)?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
+}
+
+fn cargo(args: &[&str]) -> Outcome {
+    run(Command::new("cargo").args(args).current_dir(root()))
+}
+
+/// Runs a command that must succeed.
+pub fn run(command: &mut Command) -> Outcome {
+    eprintln!("+ {command:?}");
+    let status = command.status().map_err(|e| format!("{:?}: {e}", command.get_program()))?;
+    if status.success() { Ok(()) } else { Err(format!("{:?} ended with {status}", command.get_program()).into()) }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
