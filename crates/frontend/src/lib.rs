@@ -1,1 +1,7 @@
-//! Built-in Dockerfile frontend and gateway containers; asks back through one trait.
+//! Frontends: the built-in Dockerfile frontend and what a gateway container may ask.
+//!
+//! Owns the [`Bridge`] trait, through which a frontend asks the daemon back, and [`Outcome`], what it gives back. Knows no wire format
+//! (`grpc` translates the gateway service) and no solver (`job` implements [`Bridge`]). Start at [`bridge`].
+pub mod bridge;
+
+pub use bridge::{Bridge, Outcome, Ref, Refs, ResolveRequest, SolveRequest, SourceMeta};
