@@ -1,1 +1,31 @@
 //! File trees on disk: prepare, commit, mount; overlay and native.
+//!
+//! **Owns** the directory of trees under one root. A *tree* is one immutable directory that holds a diff, exactly what an overlay upper
+//! directory holds: a whiteout is a character device 0/0, an opaque directory carries the overlay opaque attribute. A *stack* is a list of
+//! trees, lowest first; that is all a chain of layers or a merge is. A [`Draft`] is a tree that can still be written.
+//!
+//! **Does not know** layers, blobs, images, databases, builds. Everything here is plain blocking code.
+//!
+//! **Start** at [`Store`], then [`MountSpec`] (how a stack becomes a mount), then [`View`] and [`Editor`] (how a stack is read and
+//! written without any mount).
+//!
+//! **Invariants**
+//! - A committed tree is never modified, not even through a hard link: an [`Editor`] copies a linked file up before it touches it.
+//! - Overlay's own attributes (`trusted.overlay.*`, `user.overlay.*`) are not content: they are neither shown nor accepted.
+//! - No path given by a caller, and no symbolic link in a tree, leads out of the tree.
+//! - Nothing here calls fsync; [`Store::sync`] is the only durability point.
+mod draft;
+mod error;
+mod id;
+mod spec;
+mod store;
+mod sys;
+mod trash;
+mod usage;
+
+pub use draft::Draft;
+pub use error::{Error, OpenError, Result};
+pub use id::TreeId;
+pub use spec::{MountError, MountSpec, Mounted};
+pub use store::{Backend, Options, Store, Top};
+pub use usage::Usage;

@@ -1,0 +1,273 @@
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, XattrFlags};
+
+use crate::spec::{self, MountSpec};
+use crate::trash::Trash;
+use crate::usage::{self, Usage};
+use crate::{Draft, Error, OpenError, Result, TreeId};
+
+/// How stacks become directories that a process can use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Overlay where the kernel and the disk allow it, else native.
+    #[default]
+    Auto,
+    Overlay,
+    /// No mounts of stacks: a stack is copied (linked where possible) into one directory. Slow; for systems without overlay.
+    Native,
+}
+
+#[derive(Default)]
+pub struct Options {
+    pub backend: Backend,
+    /// Called after something went to the trash, to have [`Store::empty_trash`] called by someone. Must not block.
+    pub on_trash: Option<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// What lies on top of a stack in a mount.
+#[derive(Debug, Clone, Copy)]
+pub enum Top<'a> {
+    ReadOnly,
+    /// Changes go here.
+    Draft(&'a Draft),
+}
+
+/// The trees under one root directory. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    backend: Backend,
+    /// Overlay keeps its attributes under `user.` where `trusted.` is not allowed.
+    userxattr: bool,
+    trash: Trash,
+    /// Held locked as long as the store is open.
+    lock: File,
+}
+
+impl Store {
+    /// Opens or creates the store at `root` and takes its lock. Drafts that a previous process left uncommitted go to the trash. Does not
+    /// look at any tree.
+    pub fn open(root: &Path, options: Options) -> Result<Self, OpenError> {
+        fs::create_dir_all(root).map_err(Error::io("create", root))?;
+        let root = &fs::canonicalize(root).map_err(Error::io("open", root))?;
+        fs::set_permissions(root, fs::Permissions::from_mode(0o711)).map_err(Error::io("open", root))?;
+        let lock = lock(root)?;
+        for dir in ["trees", "drafts", "cells", "trash", "empty"] {
+            let path = root.join(dir);
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &path)(error).into()),
+                _ => {}
+            }
+        }
+        let userxattr = !may_set_trusted(&root.join("empty"));
+        let backend = choose_backend(root, options.backend, userxattr)?;
+        let trash = Trash::new(root.join("trash"), options.on_trash);
+        let store = Self(Arc::new(Shared { root: root.clone(), backend, userxattr, trash, lock }));
+        store.drop_abandoned()?;
+        Ok(store)
+    }
+
+    /// A new empty draft; its root is owned by 0:0 with mode 0755.
+    pub fn create(&self) -> Result<Draft> {
+        let (id, path) = loop {
+            let id = TreeId::fresh();
+            let path = self.0.root.join("drafts").join(id.as_str());
+            match fs::create_dir(&path) {
+                Ok(()) if !self.dir_of(&id).exists() => break (id, path),
+                Ok(()) => fs::remove_dir(&path).map_err(Error::io("remove", &path))?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Error::io("create", &path)(error)),
+            }
+        };
+        let draft = Draft::new(self.clone(), id, path, false);
+        let fs = draft.fs();
+        fs::create_dir(&fs).map_err(Error::io("create", &fs))?;
+        fs::set_permissions(&fs, fs::Permissions::from_mode(0o755)).map_err(Error::io("create", &fs))?;
+        Ok(draft)
+    }
+
+    /// Makes the draft an immutable tree. Nothing may have it mounted writable any more.
+    pub fn commit(&self, draft: Draft) -> Result<TreeId> {
+        let id = draft.id();
+        let work = draft.work();
+        if work.exists() {
+            self.0.trash.throw(&work)?;
+        }
+        let target = self.0.root.join("trees").join(id.as_str());
+        fs::rename(draft.path(), &target).map_err(Error::io("commit", draft.path()))?;
+        draft.disarm();
+        Ok(id)
+    }
+
+    /// Makes the draft outlive its handle and this process (a *cell*); [`Store::reopen`] gives it back. Its id stays.
+    pub fn keep(&self, draft: Draft) -> Result<Draft> {
+        if draft.is_kept() {
+            return Ok(draft);
+        }
+        let id = draft.id();
+        let target = self.0.root.join("cells").join(id.as_str());
+        fs::rename(draft.path(), &target).map_err(Error::io("keep", draft.path()))?;
+        draft.disarm();
+        Ok(Draft::new(self.clone(), id, target, true))
+    }
+
+    /// A kept draft. The caller sees to it that two handles of one draft do not get in each other's way.
+    pub fn reopen(&self, id: &TreeId) -> Result<Draft> {
+        let path = self.0.root.join("cells").join(id.as_str());
+        if !path.join("fs").is_dir() {
+            return Err(Error::NoTree { id: *id });
+        }
+        Ok(Draft::new(self.clone(), *id, path, true))
+    }
+
+    /// Removes a tree or a kept draft: at once from sight, later from disk. A tree that is mounted keeps working until unmounted.
+    pub fn remove(&self, id: &TreeId) -> Result<()> {
+        self.0.trash.throw(&self.existing(id)?)
+    }
+
+    /// Exact disk use of a tree or a kept draft, by a walk.
+    pub fn usage(&self, id: &TreeId) -> Result<Usage> {
+        usage::measure(&self.existing(id)?.join("fs"), &HashSet::new())
+    }
+
+    pub fn contains(&self, id: &TreeId) -> bool {
+        self.existing(id).is_ok()
+    }
+
+    /// All committed trees, for reconciliation at start-up.
+    pub fn trees(&self) -> Result<Vec<TreeId>> {
+        self.ids_in("trees")
+    }
+
+    /// All kept drafts.
+    pub fn cells(&self) -> Result<Vec<TreeId>> {
+        self.ids_in("cells")
+    }
+
+    /// What to mount to see `stack` (lowest first) with `top` above it. Plain data, to be used by any process of this machine as long as
+    /// the trees exist.
+    pub fn mount_spec(&self, stack: &[TreeId], top: Top<'_>) -> Result<MountSpec> {
+        let mut lowers = Vec::with_capacity(stack.len() + 1);
+        let mut seen = HashSet::with_capacity(stack.len());
+        for id in stack.iter().rev() {
+            if seen.insert(id) {
+                lowers.push(self.existing(id)?.join("fs"));
+            }
+        }
+        match top {
+            Top::Draft(draft) if lowers.is_empty() => Ok(MountSpec::Bind { path: draft.fs(), readonly: false }),
+            Top::Draft(draft) => {
+                let work = draft.work();
+                match fs::create_dir(&work) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &work)(error)),
+                    _ => {}
+                }
+                Ok(MountSpec::Overlay { lowers, upper_work: Some((draft.fs(), work)), userxattr: self.0.userxattr })
+            }
+            Top::ReadOnly if lowers.is_empty() => Ok(MountSpec::Bind { path: self.0.root.join("empty"), readonly: true }),
+            Top::ReadOnly => {
+                if lowers.len() == 1 {
+                    // Overlay wants two; a plain bind would show the whiteouts of a lone diff as devices.
+                    lowers.push(self.0.root.join("empty"));
+                }
+                Ok(MountSpec::Overlay { lowers, upper_work: None, userxattr: self.0.userxattr })
+            }
+        }
+    }
+
+    /// Returns once everything committed so far is on the disk.
+    pub fn sync(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.0.lock).map_err(Error::os("sync", &self.0.root))
+    }
+
+    /// Deletes what was removed; returns how many trees. Meant for a background thread.
+    pub fn empty_trash(&self) -> Result<usize> {
+        self.0.trash.empty()
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.0.root
+    }
+
+    /// What was chosen: overlay or native, never auto.
+    pub fn backend(&self) -> Backend {
+        self.0.backend
+    }
+
+    pub fn userxattr(&self) -> bool {
+        self.0.userxattr
+    }
+
+    pub(crate) fn trash(&self) -> &Trash {
+        &self.0.trash
+    }
+
+    fn dir_of(&self, id: &TreeId) -> PathBuf {
+        self.0.root.join("trees").join(id.as_str())
+    }
+
+    fn existing(&self, id: &TreeId) -> Result<PathBuf> {
+        let tree = self.dir_of(id);
+        if tree.exists() {
+            return Ok(tree);
+        }
+        let cell = self.0.root.join("cells").join(id.as_str());
+        if cell.exists() { Ok(cell) } else { Err(Error::NoTree { id: *id }) }
+    }
+
+    fn ids_in(&self, dir: &str) -> Result<Vec<TreeId>> {
+        let path = self.0.root.join(dir);
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(&path).map_err(Error::io("read", &path))? {
+            let name = entry.map_err(Error::io("read", &path))?.file_name();
+            ids.extend(name.to_str().and_then(|text| text.parse::<TreeId>().ok()));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    fn drop_abandoned(&self) -> Result<()> {
+        for id in self.ids_in("drafts")? {
+            self.0.trash.throw(&self.0.root.join("drafts").join(id.as_str()))?;
+        }
+        Ok(())
+    }
+}
+
+fn lock(root: &Path) -> Result<File, OpenError> {
+    let path = root.join("lock");
+    let file = File::create(&path).map_err(Error::io("create", &path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked { root: root.to_owned() }),
+        Err(errno) => Err(Error::os("lock", &path)(errno).into()),
+    }
+}
+
+fn may_set_trusted(probe: &Path) -> bool {
+    let set = rustix::fs::lsetxattr(probe, "trusted.kiln.probe", b"1", XattrFlags::empty()).is_ok();
+    set && rustix::fs::lremovexattr(probe, "trusted.kiln.probe").is_ok()
+}
+
+fn choose_backend(root: &Path, wanted: Backend, userxattr: bool) -> Result<Backend, OpenError> {
+    if wanted == Backend::Native {
+        return Ok(Backend::Native);
+    }
+    match (spec::probe_overlay(root, userxattr), wanted) {
+        (Ok(()), _) => Ok(Backend::Overlay),
+        (Err(error), Backend::Auto) => {
+            tracing::warn!(root = %root.display(), %error, "overlay does not work here: using the native backend, which copies every file of every layer and is SLOW");
+            Ok(Backend::Native)
+        }
+        (Err(source), _) => Err(OpenError::NoOverlay { root: root.to_owned(), source }),
+    }
+}
