@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Fault, Kind, Result};
+use llb::policy::Policy;
 use llb::{Graph, SourceOp};
 use oci::{Digest, Platform};
 
@@ -86,8 +87,8 @@ pub struct ResolveRequest {
     pub git_objects: bool,
     /// HTTP: also digest the body followed by this suffix, with this algorithm.
     pub http_checksum: Option<HttpChecksumRequest>,
-    /// Marshalled `moby.buildkit.v1.sourcepolicy.Policy` messages on top of the build's own.
-    pub source_policies: Vec<Bytes>,
+    /// On top of the build's own.
+    pub source_policies: Vec<Policy>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,8 +155,8 @@ pub struct SolveRequest {
     pub frontend_inputs: BTreeMap<String, Arc<Graph>>,
     pub evaluate: bool,
     pub cache_imports: Vec<CacheImport>,
-    /// Marshalled `moby.buildkit.v1.sourcepolicy.Policy` messages.
-    pub source_policies: Vec<Bytes>,
+    /// On top of the build's own.
+    pub source_policies: Vec<Policy>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,1 +1,12 @@
-//! One Solve from request to response.
+//! One Solve from request to response: policy, frontend bridge, worker choice, history, provenance.
+//!
+//! [`Service`] is the room's face: what the porch (`grpc`, `dashboard`) may ask of the daemon, in plain types. Start at [`api`]; what a build tells
+//! its watchers goes through [`progress_hub`].
+//! Invariants: no wire message comes in here; a build is cancelled by dropping the future of its solve.
+pub mod api;
+pub mod board;
+mod gateway;
+pub mod progress_hub;
+
+pub use api::*;
+pub use gateway::*;

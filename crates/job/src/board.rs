@@ -1,0 +1,137 @@
+//! A table of live things by id that others may wait for: running builds, open sessions.
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// Clones are the same table.
+pub struct Board<T>(Arc<Inner<T>>);
+
+struct Inner<T> {
+    entries: Mutex<HashMap<String, Arc<T>>>,
+    /// Counts additions.
+    added: watch::Sender<u64>,
+}
+
+impl<T> Clone for Board<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Default for Board<T> {
+    fn default() -> Self {
+        Self(Arc::new(Inner { entries: Mutex::default(), added: watch::channel(0).0 }))
+    }
+}
+
+impl<T> Board<T> {
+    /// Adds an entry; `None` if the id is taken. The entry leaves the table when the returned place drops.
+    pub fn add(&self, id: &str, entry: Arc<T>) -> Option<Place<T>> {
+        let mut entries = self.entries();
+        if entries.contains_key(id) {
+            return None;
+        }
+        entries.insert(id.to_owned(), entry.clone());
+        drop(entries);
+        Some(self.place(id, entry))
+    }
+
+    /// Adds an entry in the place of an older one of the same id, which is returned too.
+    pub fn replace(&self, id: &str, entry: Arc<T>) -> (Place<T>, Option<Arc<T>>) {
+        let old = self.entries().insert(id.to_owned(), entry.clone());
+        (self.place(id, entry), old)
+    }
+
+    pub fn get(&self, id: &str) -> Option<Arc<T>> {
+        self.entries().get(id).cloned()
+    }
+
+    /// The entry, waiting up to `limit` for it to be added.
+    pub async fn wait(&self, id: &str, limit: Duration) -> Option<Arc<T>> {
+        let mut added = self.0.added.subscribe();
+        let find = async {
+            loop {
+                added.mark_unchanged();
+                if let Some(entry) = self.get(id) {
+                    return entry;
+                }
+                added.changed().await.expect("the board holds the sender");
+            }
+        };
+        tokio::time::timeout(limit, find).await.ok()
+    }
+
+    pub fn all(&self) -> Vec<Arc<T>> {
+        self.entries().values().cloned().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn place(&self, id: &str, entry: Arc<T>) -> Place<T> {
+        self.0.added.send_modify(|count| *count += 1);
+        Place { board: self.clone(), id: id.to_owned(), entry }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<String, Arc<T>>> {
+        self.0.entries.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// An entry's place in the table.
+pub struct Place<T> {
+    board: Board<T>,
+    id: String,
+    entry: Arc<T>,
+}
+
+impl<T> Place<T> {
+    pub fn entry(&self) -> &Arc<T> {
+        &self.entry
+    }
+}
+
+impl<T> Drop for Place<T> {
+    fn drop(&mut self) {
+        let mut entries = self.board.entries();
+        if entries.get(&self.id).is_some_and(|current| Arc::ptr_eq(current, &self.entry)) {
+            entries.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waiters_see_an_entry_that_comes_later_and_a_dropped_place_frees_the_id() {
+        let board = Board::default();
+        let waiting = tokio::spawn({
+            let board = board.clone();
+            async move { board.wait("a", Duration::from_secs(10)).await }
+        });
+        tokio::task::yield_now().await;
+        let place = board.add("a", Arc::new(1)).unwrap();
+        assert_eq!(*waiting.await.unwrap().unwrap(), 1);
+        assert!(board.add("a", Arc::new(2)).is_none());
+        let (newer, old) = board.replace("a", Arc::new(3));
+        assert_eq!(*old.unwrap(), 1);
+        drop(place);
+        assert_eq!(*board.get("a").unwrap(), 3, "an older place does not remove its successor");
+        drop(newer);
+        assert!(board.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_has_a_limit() {
+        assert!(Board::<u8>::default().wait("a", Duration::from_secs(5)).await.is_none());
+    }
+}
