@@ -8,9 +8,7 @@ pub fn run(check: bool) -> Outcome {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
     let proto = root.join("proto");
     let out = root.join("crates/proto/src/generated");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&proto)?
-        .map(|e| e.map(|e| e.path()))
-        .collect::<Result<_, _>>()?;
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&proto)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     files.retain(|p| p.extension().is_some_and(|e| e == "proto"));
     files.sort();
     let set = protox::compile(&files, [&proto])?;

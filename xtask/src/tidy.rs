@@ -167,7 +167,8 @@ mod tests {
     #[test]
     fn finds_what_it_should() {
         assert_eq!(house("layers", "content"), Vec::<String>::new());
-        for (room, dep) in [("kv", "layers"), ("solver", "tokio"), ("ops", "tonic"), ("job", "proto"), ("frontend", "ops"), ("attic", "kv")] {
+        for (room, dep) in [("kv", "layers"), ("solver", "tokio"), ("ops", "tonic"), ("job", "proto"), ("frontend", "ops"), ("attic", "kv")]
+        {
             assert_eq!(house(room, dep).len(), 1, "{room} -> {dep}");
         }
     }

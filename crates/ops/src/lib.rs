@@ -1,1 +1,2 @@
-//! Exec, file, merge, diff, source, build: each gives a cache map and a run.
+//! Exec, file, merge, diff, source and build: each gives a cache map and a run.
+pub mod exec;

@@ -1,0 +1,2 @@
+//! The exec op: one process in a container.
+pub mod log;

@@ -1,0 +1,95 @@
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use oci::Digest;
+use tempfile::TempDir;
+
+use crate::{BaseImage, Reply, http, wait_until};
+
+/// Debian's docker-registry on a loopback port, with storage of its own.
+pub struct Registry {
+    child: Child,
+    port: u16,
+    _root: TempDir,
+}
+
+impl Registry {
+    /// # Panics
+    /// If `docker-registry` (Debian package of that name) is not installed or does not come up.
+    pub fn start() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let config = root.path().join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            root.path().join("data").display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("docker-registry (Debian package docker-registry) is installed");
+        let registry = Self { child, port, _root: root };
+        wait_until("the registry", Duration::from_secs(20), || http("GET", &registry.host(), "/v2/", &[], b"").ok());
+        registry
+    }
+
+    /// `localhost:port`, which every client takes for plain HTTP.
+    pub fn host(&self) -> String {
+        format!("localhost:{}", self.port)
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        let accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, \
+             application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
+        http("GET", &self.host(), path, &[("Accept", accept)], b"").unwrap()
+    }
+
+    pub fn manifest(&self, repository: &str, reference: &str) -> serde_json::Value {
+        let reply = self.get(&format!("/v2/{repository}/manifests/{reference}"));
+        assert_eq!(reply.status, 200, "{repository}:{reference}: {}", String::from_utf8_lossy(&reply.body));
+        serde_json::from_slice(&reply.body).unwrap()
+    }
+
+    pub fn blob(&self, repository: &str, digest: &str) -> Vec<u8> {
+        let reply = self.get(&format!("/v2/{repository}/blobs/{digest}"));
+        assert_eq!(reply.status, 200, "{repository} {digest}");
+        assert_eq!(Digest::of(&reply.body).to_string(), digest, "the registry's blob is what it is called");
+        reply.body
+    }
+
+    /// Stores an image under `repository:tag`.
+    pub fn push(&self, repository: &str, tag: &str, image: &BaseImage) {
+        for blob in image.layers.iter().chain([&image.config]) {
+            self.push_blob(repository, blob);
+        }
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        let reply =
+            http("PUT", &self.host(), &path, &[("Content-Type", "application/vnd.oci.image.manifest.v1+json")], &image.manifest).unwrap();
+        assert_eq!(reply.status, 201, "{}", String::from_utf8_lossy(&reply.body));
+    }
+
+    fn push_blob(&self, repository: &str, blob: &[u8]) {
+        let begun = http("POST", &self.host(), &format!("/v2/{repository}/blobs/uploads/"), &[], b"").unwrap();
+        let location = &begun.headers["location"];
+        let path = location.find("/v2/").map_or(location.as_str(), |at| &location[at..]);
+        let path = format!("{path}&digest={}", Digest::of(blob));
+        let reply = http("PUT", &self.host(), &path, &[("Content-Type", "application/octet-stream")], blob).unwrap();
+        assert_eq!(reply.status, 201, "{}", String::from_utf8_lossy(&reply.body));
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
