@@ -11,13 +11,28 @@ pub struct Edge {
     pub output: u32,
 }
 
+impl Edge {
+    pub fn new(vertex: Digest, output: u32) -> Self {
+        Self { vertex, output }
+    }
+
+    /// Another output of the same vertex.
+    pub fn with_output(&self, output: u32) -> Self {
+        Self { vertex: self.vertex.clone(), output }
+    }
+}
+
 /// A loaded definition. `vertices` is in topological order: inputs come before their users.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Graph {
     pub vertices: Vec<Vertex>,
     /// What the definition's last entry points at; `None` for the empty definition (scratch).
     pub result: Option<Edge>,
+    /// Metadata of that last entry, which only lists capabilities.
+    pub result_metadata: Metadata,
     pub sources: SourceMap,
+    /// For vertices that a rewrite changed: the digest that the client knows them by.
+    pub originals: BTreeMap<Digest, Digest>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -75,9 +90,15 @@ pub enum Op {
     Build(BuildOp),
     /// The inputs to stack, lowest first; indices into the vertex's inputs, `None` for scratch.
     Merge(Vec<Option<u32>>),
-    Diff { lower: Option<u32>, upper: Option<u32> },
+    Diff {
+        lower: Option<u32>,
+        upper: Option<u32>,
+    },
     /// outputs[i] = inputs[outputs[i]].
-    Passthrough { id: String, outputs: Vec<u32> },
+    Passthrough {
+        id: String,
+        outputs: Vec<u32>,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -183,9 +204,14 @@ pub struct Mount {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountKind {
     Bind,
-    Cache { id: String, sharing: Sharing },
+    Cache {
+        id: String,
+        sharing: Sharing,
+    },
     /// `size` in bytes, 0 for the kernel's default.
-    Tmpfs { size: i64 },
+    Tmpfs {
+        size: i64,
+    },
     Secret(SecretOpt),
     Ssh(SecretOpt),
 }
@@ -293,7 +319,10 @@ pub struct Owner {
 pub enum Who {
     Id(u32),
     /// Looked up in `/etc/passwd` or `/etc/group` of `input` (an action-style index).
-    Name { name: String, input: Option<u32> },
+    Name {
+        name: String,
+        input: Option<u32>,
+    },
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
