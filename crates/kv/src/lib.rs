@@ -1,1 +1,30 @@
 //! Transactions, typed tables, schema version and crash safety over the embedded engine.
+//!
+//! Owns the database file: opening it, setting a damaged one aside, committing in groups on a thread of its own, reopening it after the
+//! disk was full. Does not know what its tables mean.
+//!
+//! Start at [`Db`]. A [`Table`] names a table and the types of its keys and values. Writers [`Db::submit`] a [`Batch`] or run a
+//! [`Db::update`]; neither waits for the disk. Whoever must not answer before the data is durable awaits [`Db::flush`].
+//!
+//! Invariants:
+//! - A read sees everything submitted before it, committed or not.
+//! - Batches become durable in the order of their submission, each wholly or not at all. What is lost with a crash is a tail that nobody
+//!   has flushed.
+//! - After `kill -9` or a power cut the database opens at once, without a scan, as of the last commit.
+mod batch;
+mod codec;
+mod db;
+mod engine;
+mod error;
+mod open;
+mod overlay;
+mod redb_engine;
+mod writer;
+
+pub use batch::{Batch, Op};
+pub use codec::{Json, Key, Table, Value};
+pub use db::{Db, Reader, Update};
+pub use engine::{Engine, Snapshot, Visit};
+pub use error::{Error, OpenError, Result};
+pub use open::Options;
+pub use redb_engine::RedbEngine;
