@@ -1,0 +1,86 @@
+//! End-to-end benches: any BuildKit-compatible daemon commands, side by side, with the same client.
+//!
+//! ```text
+//! cargo build --release -p kiln
+//! cargo run --release -p kiln-benches -- --daemon 'target/release/kiln daemon' [--daemon buildkitd] [--client 'target/release/kiln'] [--rounds 5] [ROW ...]
+//! ```
+//!
+//! Each daemon command is given `--root DIR --addr unix://SOCKET`; the client command is given `--addr unix://SOCKET build …`, as buildctl
+//! takes it. Rounds alternate between the daemons, so that a drift of the machine hits all alike. Medians are printed, and the ratio to the last
+//! daemon. Needs Debian's busybox-static and docker-registry.
+#![allow(clippy::unwrap_used)]
+
+mod daemon;
+mod rows;
+
+use std::time::Duration;
+
+use daemon::Bench;
+
+struct Options {
+    daemons: Vec<String>,
+    client: String,
+    rounds: usize,
+    rows: Vec<String>,
+}
+
+fn main() {
+    let options = parse(std::env::args().skip(1).collect());
+    let registry = testkit::Registry::start();
+    registry.push("base", "latest", &testkit::busybox_image());
+    let fixtures = rows::Fixtures::new(&registry.host());
+
+    println!("{:<34}{}", "row (median)", options.daemons.iter().map(|d| format!("{:>24}", tail(d))).collect::<String>());
+    for row in rows::ROWS.iter().filter(|row| options.rows.is_empty() || options.rows.iter().any(|r| row.name.contains(r.as_str()))) {
+        let mut times: Vec<Vec<f64>> = vec![Vec::new(); options.daemons.len()];
+        for round in 0..options.rounds {
+            for (index, command) in options.daemons.iter().enumerate() {
+                let mut bench = Bench::new(command, &options.client);
+                let value = (row.run)(&mut bench, &fixtures, round);
+                times[index].push(value);
+            }
+        }
+        print(row, &mut times);
+    }
+}
+
+fn print(row: &rows::Row, times: &mut [Vec<f64>]) {
+    let medians: Vec<f64> = times.iter_mut().map(|values| median(values)).collect();
+    let last = *medians.last().expect("there is a daemon");
+    let cells: String = medians.iter().map(|m| format!("{:>16} {:>6.2}x", (row.show)(*m), m / last)).collect();
+    println!("{:<34}{cells}", row.name);
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn tail(text: &str) -> &str {
+    text.get(text.len().saturating_sub(22)..).unwrap_or(text)
+}
+
+fn parse(args: Vec<String>) -> Options {
+    let mut options = Options { daemons: Vec::new(), client: String::new(), rounds: 5, rows: Vec::new() };
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
+        match arg.as_str() {
+            "--daemon" => options.daemons.push(value()),
+            "--client" => options.client = value(),
+            "--rounds" => options.rounds = value().parse().expect("--rounds takes a number"),
+            flag if flag.starts_with('-') => panic!("unknown flag {flag}"),
+            row => options.rows.push(row.to_owned()),
+        }
+    }
+    if options.daemons.is_empty() {
+        options.daemons.push(format!("{} daemon", testkit::kiln_binary().display()));
+    }
+    if options.client.is_empty() {
+        options.client = testkit::kiln_binary().display().to_string();
+    }
+    options
+}
+
+/// How long a daemon may take to come up.
+pub const START_BOUND: Duration = Duration::from_secs(20);
