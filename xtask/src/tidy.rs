@@ -11,7 +11,7 @@ use crate::Outcome;
 const FLOORS: [&[&str]; 7] = [
     &["fault", "oci", "llb", "dockerfile", "patterns", "treehash", "solver", "progress", "proto", "task"],
     &["kv", "content", "snapshot", "layers"],
-    &["registry", "sandbox", "session"],
+    &["registry", "sandbox", "session", "wire"],
     &["frontend", "ops", "sources", "export", "cache", "engine"],
     &["job", "worker"],
     &["grpc", "client", "dashboard"],
@@ -19,7 +19,7 @@ const FLOORS: [&[&str]; 7] = [
 ];
 
 /// Arrows within floors 1 to 5. Within floor 0 any arrow is fine as long as cargo accepts it (no cycles).
-const SIDEWAYS: [(&str, &str); 10] = [
+const SIDEWAYS: [(&str, &str); 11] = [
     ("content", "kv"),
     ("layers", "kv"),
     ("layers", "content"),
@@ -27,6 +27,7 @@ const SIDEWAYS: [(&str, &str); 10] = [
     ("ops", "sources"),
     ("engine", "cache"),
     ("registry", "session"),
+    ("wire", "session"),
     ("job", "worker"),
     ("export", "cache"),
     ("cache", "export"),
@@ -34,9 +35,9 @@ const SIDEWAYS: [(&str, &str); 10] = [
 
 /// Rooms without tokio: floor 0 but `task`.
 const NO_TOKIO: &[&str] = &["fault", "oci", "llb", "dockerfile", "patterns", "treehash", "solver", "progress"];
-const TONIC: &[&str] = &["proto", "grpc", "client", "kiln", "worker"];
+const TONIC: &[&str] = &["proto", "wire", "grpc", "client", "kiln", "worker"];
 /// `proto` messages do not travel above these.
-const PROTO: &[&str] = &["llb", "grpc", "client", "kiln"];
+const PROTO: &[&str] = &["llb", "wire", "grpc", "client", "kiln"];
 const UNSAFE: &[&str] = &["crates/snapshot/src/sys", "crates/sandbox/src/sys"];
 const BANNED_NAMES: &[&str] = &["util", "utils", "common", "helpers", "helper", "misc"];
 

@@ -1,0 +1,27 @@
+//! What both ends of the wire share: byte pipes inside streams, HTTP/2 connections on such pipes, packets, header values, error details.
+//!
+//! Knows no service: `grpc` serves and calls them from the daemon's side, `client` from the other. Start at [`Pipe`] and [`Connection`] for how a session
+//! travels, at [`status`] for how a failure does.
+//! Invariants: outside data is never trusted to be well formed; nothing here waits without a bound on what it stores.
+mod connection;
+mod details;
+mod header;
+mod packet;
+mod pipe;
+mod protojson;
+pub mod status;
+
+pub use connection::{Connection, connect};
+pub use details::decode as decode_detail;
+pub use header::{escape, is_escaped_key, unescape};
+pub use packet::{from_packet, from_stat, into_packet, into_stat};
+pub use pipe::Pipe;
+
+/// Bytes that a peer may send on one stream before it must wait for us.
+pub const STREAM_WINDOW: u32 = 8 << 20;
+/// The same for all streams of a connection.
+pub const CONNECTION_WINDOW: u32 = 16 << 20;
+/// The largest HTTP/2 frame that we take.
+pub const MAX_FRAME: u32 = 1 << 20;
+/// The largest message, both ways.
+pub const MAX_MESSAGE: usize = 16 << 20;
