@@ -1,1 +1,28 @@
 //! Blobs by digest: ingest, verify, read, lease, sweep.
+//!
+//! Owns a directory of blobs (`blobs/sha256/<hex>`), the partial ones on their way in (`ingest/`), their labels, and which of them the disk
+//! is sure to hold. Does not know what a blob means, who references it, or where it comes from.
+//!
+//! Start at [`Store`]. [`Store::ingest`] gives an [`Ingest`], which hashes while it writes; its `commit` gives a [`Hold`], which keeps the
+//! blob from [`Store::sweep`] as long as it lives. [`Watermark`] is how this room and `layers` tell after a power cut what to believe.
+//!
+//! Invariants:
+//! - A blob that [`Store::has`] is whole and has the digest that names it: it was hashed on its way in, and after a power cut only those
+//!   blobs stay that were synced before.
+//! - Nothing here calls fsync but [`Store::sync`].
+//! - A failed or mismatching ingest leaves no blob.
+mod error;
+mod hold;
+mod ingest;
+mod read;
+mod store;
+mod stream;
+mod watermark;
+
+pub use error::{Error, OpenError, Result};
+pub use hold::Hold;
+pub use ingest::Ingest;
+pub use read::Reader;
+pub use store::{Blob, Store};
+pub use stream::IngestStream;
+pub use watermark::{Watermark, boot_id};

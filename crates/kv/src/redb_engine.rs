@@ -11,6 +11,7 @@ use crate::batch::Op;
 use crate::engine::{Engine, Snapshot, Visit};
 use crate::error::{Error, Result};
 
+type Guard<'a> = redb::AccessGuard<'a, &'static [u8]>;
 type Definition<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
 
 /// redb: one file, copy-on-write trees, two commit slots with checksums.
@@ -147,7 +148,7 @@ impl Snapshot for RedbSnapshot {
         loop {
             let chunk = self.with(table, |table| {
                 let from_start = table.range::<&[u8]>((start.as_ref().map(Vec::as_slice), range.1)).map_err(from)?;
-                let copy = |record: redb::Result<(redb::AccessGuard<'_, &'static [u8]>, redb::AccessGuard<'_, &'static [u8]>), _>| {
+                let copy = |record: redb::Result<(Guard<'_>, Guard<'_>), _>| {
                     record.map(|(k, v)| (k.value().to_vec(), v.value().to_vec())).map_err(from::<StorageError>)
                 };
                 from_start.take(CHUNK).map(copy).collect::<Result<Vec<_>>>()

@@ -125,7 +125,10 @@ pub(crate) fn run(queue: &Arc<Queue>, engine: &dyn Engine, delay: Duration) {
             }
         }
         for waiter in waiting {
-            let _ = waiter.send(outcome.as_ref().map(|()| ()).map_err(|e| fault::chain(e)));
+            let _ = waiter.send(match &outcome {
+                Ok(()) => Ok(()),
+                Err(error) => Err(fault::chain(error)),
+            });
         }
         if closing {
             state.ended = true;

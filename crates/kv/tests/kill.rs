@@ -22,48 +22,48 @@ fn main() {
 
 /// Writes numbered batches to two tables for ever and prints each number once it is flushed.
 fn child(path: &Path) {
-    let db = Db::open(path, Options::default()).unwrap();
-    let first = db.read().unwrap().all(&N).unwrap().last().map_or(0, |(n, _)| n + 1);
+    let db = Db::open(path, Options::default()).expect("it works");
+    let first = db.read().expect("it works").all(&N).expect("it works").last().map_or(0, |(n, _)| n + 1);
     for n in first.. {
         let mut batch = Batch::new();
         batch.put(&N, &n, &n).put(&COPY, &n, &vec![n as u8; 2000]);
         db.submit(batch);
         if n % 5 == 0 {
-            db.flush_blocking().unwrap();
-            writeln!(std::io::stdout(), "{n}").unwrap();
+            db.flush_blocking().expect("it works");
+            writeln!(std::io::stdout(), "{n}").expect("it works");
         }
     }
 }
 
 fn parent() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("it works");
     let path = dir.path().join("db");
     let mut acknowledged = None;
     for round in 0..12u64 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = Command::new(std::env::current_exe().expect("it works"))
             .args(["child".as_ref(), path.as_os_str()])
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            .expect("it works");
+        let lines = BufReader::new(child.stdout.take().expect("it works")).lines();
         for line in lines.take(3 + round as usize * 2) {
-            acknowledged = Some(line.unwrap().parse::<u64>().unwrap());
+            acknowledged = Some(line.expect("it works").parse::<u64>().expect("it works"));
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        child.kill().expect("it works");
+        child.wait().expect("it works");
 
         let start = Instant::now();
-        let db = Db::open(&path, Options::default()).unwrap();
+        let db = Db::open(&path, Options::default()).expect("it works");
         let took = start.elapsed();
         assert!(took < Duration::from_secs(1), "opening after a kill took {took:?}");
         let (numbers, copies) = {
-            let read = db.read().unwrap();
-            (read.all(&N).unwrap(), read.all(&COPY).unwrap())
+            let read = db.read().expect("it works");
+            (read.all(&N).expect("it works"), read.all(&COPY).expect("it works"))
         };
         let last = numbers.last().map(|(n, _)| *n);
         assert!(last >= acknowledged, "round {round}: flushed {acknowledged:?}, found {last:?}");
         assert!(numbers.iter().enumerate().all(|(i, (n, v))| i as u64 == *n && n == v), "in order, without holes");
         assert_eq!(numbers.len(), copies.len(), "batches are whole");
     }
-    println!("kill: 12 rounds, {} batches flushed", acknowledged.unwrap());
+    println!("kill: 12 rounds, {} batches flushed", acknowledged.expect("it works"));
 }

@@ -1,0 +1,326 @@
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kv::{Batch, Db, Json, Table};
+use oci::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, OpenError, Result};
+use crate::hold::{Held, Hold};
+use crate::ingest::Ingest;
+use crate::read::Reader;
+use crate::stream::IngestStream;
+use crate::watermark::Watermark;
+
+const BLOBS: Table<str, Json<Record>> = Table::new("content.blobs");
+/// `<digest>\0<label>` to its value.
+const LABELS: Table<str, String> = Table::new("content.labels");
+
+/// A partial blob that nobody came back for is removed after this.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    size: u64,
+    /// Seconds since 1970.
+    created: u64,
+}
+
+/// One line of [`Store::list`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
+    pub created: SystemTime,
+}
+
+/// The blobs. Clones are the same store.
+#[derive(Clone)]
+pub struct Store(Arc<Shared>);
+
+struct Shared {
+    blobs: PathBuf,
+    partials: PathBuf,
+    directory: File,
+    db: Db,
+    watermark: Watermark,
+    held: Arc<Held>,
+    running: Mutex<HashSet<String>>,
+    once: AtomicU64,
+}
+
+impl Store {
+    /// Opens the store under `root`. Drops what a power cut may have torn; looks at no other blob.
+    pub fn open(root: &Path, db: Db) -> Result<Self, OpenError> {
+        let boot_id = crate::watermark::boot_id().map_err(OpenError::BootId)?;
+        Self::open_as_of_boot(root, db, &boot_id)
+    }
+
+    /// [`Store::open`] for tests of what happens when the machine was restarted.
+    pub fn open_as_of_boot(root: &Path, db: Db, boot_id: &str) -> Result<Self, OpenError> {
+        let (blobs, partials) = (root.join("blobs/sha256"), root.join("ingest"));
+        for path in [&blobs, &partials] {
+            std::fs::create_dir_all(path).map_err(|source| OpenError::Directory { path: path.clone(), source })?;
+        }
+        let directory = File::open(root).map_err(|source| OpenError::Directory { path: root.into(), source })?;
+        let (watermark, doubtful) = Watermark::open(&db, "content", boot_id)?;
+        let (held, running) = (Arc::default(), Mutex::default());
+        let store = Self(Arc::new(Shared { blobs, partials, directory, db, watermark, held, running, once: AtomicU64::new(0) }));
+        store.drop_doubtful(doubtful)?;
+        Ok(store)
+    }
+
+    fn drop_doubtful(&self, names: Vec<Vec<u8>>) -> Result<(), kv::Error> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        self.0.watermark.settle(&mut batch)?;
+        for name in &names {
+            let Some(digest) = std::str::from_utf8(name).ok().and_then(|text| text.parse::<Digest>().ok()) else { continue };
+            tracing::warn!(%digest, "the machine went down before this blob was synced; dropping it");
+            batch.delete(&BLOBS, digest.as_str());
+        }
+        self.0.db.submit(batch);
+        Ok(())
+    }
+
+    /// The size of a blob that is there.
+    pub fn has(&self, digest: &Digest) -> Result<Option<u64>> {
+        Ok(self.0.db.get(&BLOBS, digest.as_str())?.map(|Json(record)| record.size))
+    }
+
+    /// Keeps a blob from removal while the result lives. `None` if it is not there.
+    pub fn hold(&self, digest: &Digest) -> Result<Option<Hold>> {
+        let mut counts = self.0.held.lock();
+        let size = self.has(digest)?;
+        Ok(size.map(|size| Hold::take(&self.0.held, &mut counts, digest, size)))
+    }
+
+    pub fn open_blob(&self, digest: &Digest) -> Result<Reader> {
+        let missing = || Error::NotFound { digest: digest.clone() };
+        let hold = self.hold(digest)?.ok_or_else(missing)?;
+        let path = self.path(digest);
+        match File::open(&path) {
+            Ok(file) => Ok(Reader::new(file, hold)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(%digest, "a blob's file is gone");
+                let mut batch = Batch::new();
+                batch.delete(&BLOBS, digest.as_str());
+                self.0.db.submit(batch);
+                Err(missing())
+            }
+            Err(e) => Err(Error::io("open blob", &path)(e)),
+        }
+    }
+
+    /// A whole blob that is known to be small.
+    pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let mut reader = self.open_blob(digest)?;
+        let mut data = Vec::with_capacity(reader.size().try_into().unwrap_or(0));
+        io::Read::read_to_end(&mut reader, &mut data).map_err(Error::io("read blob", &self.path(digest)))?;
+        Ok(data)
+    }
+
+    /// Begins or resumes a blob. `key` names the attempt across restarts; callers use something that says what the source is.
+    pub fn ingest(&self, key: &str, expected: Option<(Digest, u64)>) -> Result<Ingest> {
+        let name = Digest::of(key).hex().to_owned();
+        self.begin(name, key, expected, true)
+    }
+
+    /// An ingest that nobody will resume; its partial file goes with it.
+    pub fn ingest_once(&self) -> Result<Ingest> {
+        let number = self.0.once.fetch_add(1, Ordering::Relaxed);
+        self.begin(format!("once-{}-{number}", std::process::id()), "once", None, false)
+    }
+
+    /// [`Store::ingest`] for async callers.
+    pub async fn ingest_stream(&self, key: &str, expected: Option<(Digest, u64)>) -> Result<IngestStream> {
+        IngestStream::open(self.clone(), key.to_owned(), expected).await
+    }
+
+    fn begin(&self, name: String, key: &str, expected: Option<(Digest, u64)>, resumable: bool) -> Result<Ingest> {
+        if let Some((digest, _)) = expected.as_ref().filter(|(digest, _)| digest.algorithm() != "sha256") {
+            return Err(Error::Algorithm { digest: digest.clone() });
+        }
+        if !self.0.running.lock().expect("no holder of the lock panics").insert(name.clone()) {
+            return Err(Error::Busy { key: key.into() });
+        }
+        let path = self.0.partials.join(&name);
+        if !resumable {
+            // A process that had our id may have left one of this name.
+            let _ = std::fs::remove_file(&path);
+        }
+        Ingest::open(self.clone(), path, name.clone(), expected, resumable).inspect_err(|_| self.end_ingest(&name))
+    }
+
+    pub(crate) fn end_ingest(&self, name: &str) {
+        self.0.running.lock().expect("no holder of the lock panics").remove(name);
+    }
+
+    /// Stores a small blob.
+    pub fn put(&self, data: &[u8]) -> Result<Hold> {
+        let digest = Digest::of(data);
+        if let Some(hold) = self.hold(&digest)? {
+            return Ok(hold);
+        }
+        let mut ingest = self.ingest_once()?;
+        ingest.write(data)?;
+        ingest.commit()
+    }
+
+    /// Makes a finished partial file the blob `digest`.
+    pub(crate) fn adopt(&self, partial: &Path, digest: &Digest, size: u64) -> Result<Hold> {
+        let path = self.path(digest);
+        let mut counts = self.0.held.lock();
+        if self.has(digest)?.is_some() && path.exists() {
+            std::fs::remove_file(partial).map_err(Error::io("remove partial blob", partial))?;
+        } else {
+            std::fs::rename(partial, &path).map_err(Error::io("store blob", &path))?;
+            let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            let mut batch = Batch::new();
+            batch.put(&BLOBS, digest.as_str(), &Json(Record { size, created }));
+            self.0.watermark.note(&mut batch, digest.as_str().as_bytes());
+            self.0.db.submit(batch);
+        }
+        Ok(Hold::take(&self.0.held, &mut counts, digest, size))
+    }
+
+    /// Removes a blob that nobody holds.
+    pub fn remove(&self, digest: &Digest) -> Result<()> {
+        let counts = self.0.held.lock();
+        if counts.contains_key(digest) {
+            return Err(Error::InUse { digest: digest.clone() });
+        }
+        if self.has(digest)?.is_none() {
+            return Err(Error::NotFound { digest: digest.clone() });
+        }
+        self.delete(digest)
+    }
+
+    /// Under the lock of the holds.
+    fn delete(&self, digest: &Digest) -> Result<()> {
+        let mut batch = Batch::new();
+        batch.delete(&BLOBS, digest.as_str());
+        for (label, _) in self.labels(digest)? {
+            batch.delete(&LABELS, label_key(digest, &label).as_str());
+        }
+        self.0.db.submit(batch);
+        let path = self.path(digest);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove blob", &path)(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes every blob that is not `wanted`, not held, and older than `grace`; and partial blobs that nobody came back for. Returns
+    /// the bytes freed. `wanted` is asked with holds frozen, so it must not call this store.
+    pub fn sweep(&self, grace: Duration, mut wanted: impl FnMut(&Digest) -> bool) -> Result<u64> {
+        let mut freed = 0;
+        let now = SystemTime::now();
+        for blob in self.list()? {
+            if now.duration_since(blob.created).unwrap_or_default() < grace {
+                continue;
+            }
+            let counts = self.0.held.lock();
+            if !counts.contains_key(&blob.digest) && !wanted(&blob.digest) {
+                self.delete(&blob.digest)?;
+                freed += blob.size;
+            }
+        }
+        Ok(freed + self.sweep_partials(now)?)
+    }
+
+    fn sweep_partials(&self, now: SystemTime) -> Result<u64> {
+        let mut freed = 0;
+        let failed = Error::io("read directory", &self.0.partials);
+        let entries = std::fs::read_dir(&self.0.partials).map_err(failed)?;
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Ok(metadata) = entry.metadata() else { continue };
+            let age = metadata.modified().ok().and_then(|t| now.duration_since(t).ok()).unwrap_or_default();
+            let running = self.0.running.lock().expect("no holder of the lock panics");
+            if !running.contains(&name) && (name.starts_with("once-") || age > ABANDONED) && std::fs::remove_file(entry.path()).is_ok() {
+                freed += metadata.len();
+            }
+        }
+        Ok(freed)
+    }
+
+    /// All blobs, by digest.
+    pub fn list(&self) -> Result<Vec<Blob>> {
+        let records = self.0.db.read()?.all(&BLOBS)?;
+        let blob = |(digest, Json(record)): (String, Json<Record>)| {
+            let created = UNIX_EPOCH + Duration::from_secs(record.created);
+            Some(Blob { digest: digest.parse().ok()?, size: record.size, created })
+        };
+        Ok(records.into_iter().filter_map(blob).collect())
+    }
+
+    pub fn set_label(&self, digest: &Digest, label: &str, value: &str) {
+        let mut batch = Batch::new();
+        batch.put(&LABELS, label_key(digest, label).as_str(), &value.to_owned());
+        self.0.db.submit(batch);
+    }
+
+    pub fn label(&self, digest: &Digest, label: &str) -> Result<Option<String>> {
+        Ok(self.0.db.get(&LABELS, label_key(digest, label).as_str())?)
+    }
+
+    pub fn labels(&self, digest: &Digest) -> Result<Vec<(String, String)>> {
+        let prefix = label_key(digest, "");
+        let found = self.0.db.read()?.prefix(&LABELS, prefix.as_bytes())?;
+        Ok(found.into_iter().map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect())
+    }
+
+    /// Waits until every blob stored before this call would survive a power cut.
+    pub fn sync(&self) -> Result<()> {
+        self.0.watermark.advance(|| rustix::fs::syncfs(&self.0.directory).map_err(|e| Error::io("sync", &self.0.blobs)(e.into())))
+    }
+
+    /// Finds blobs that the database does not know, after it had to be replaced, and takes those back whose bytes match their names.
+    /// Reads them all: for a background thread. Returns how many.
+    pub fn recover(&self) -> Result<usize> {
+        let mut found = 0;
+        let entries = std::fs::read_dir(&self.0.blobs).map_err(Error::io("read directory", &self.0.blobs))?;
+        for entry in entries.flatten() {
+            let Ok(digest) = format!("sha256:{}", entry.file_name().to_string_lossy()).parse::<Digest>() else { continue };
+            if self.has(&digest)?.is_some() {
+                continue;
+            }
+            let mut hasher = oci::Hasher::new();
+            let copied = File::open(entry.path()).and_then(|mut file| io::copy(&mut file, &mut hasher));
+            let size = copied.map_err(Error::io("read blob", &entry.path()))?;
+            let _counts = self.0.held.lock();
+            if self.has(&digest)?.is_some() {
+                continue;
+            }
+            if hasher.finish() == digest {
+                let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+                let mut batch = Batch::new();
+                batch.put(&BLOBS, digest.as_str(), &Json(Record { size, created }));
+                self.0.watermark.note(&mut batch, digest.as_str().as_bytes());
+                self.0.db.submit(batch);
+                found += 1;
+            } else {
+                std::fs::remove_file(entry.path()).map_err(Error::io("remove blob", &entry.path()))?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where the file of a blob is, for those who pass it to the kernel by name. Hold the blob meanwhile.
+    pub fn path(&self, digest: &Digest) -> PathBuf {
+        self.0.blobs.join(digest.hex())
+    }
+}
+
+fn label_key(digest: &Digest, label: &str) -> String {
+    format!("{digest}\0{label}")
+}
