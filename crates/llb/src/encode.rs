@@ -1,5 +1,5 @@
-//! Typed ops -> wire bytes, byte for byte what Go's deterministic protobuf marshalling gives: fields by number, map keys sorted, zero
-//! values left out, except inside map entries, which always carry key and value (prost leaves those out too, hence [`string_map`]).
+//! Typed ops -> wire bytes, byte for byte what Go's deterministic protobuf marshalling gives: fields by number, a oneof after all other fields, map keys
+//! sorted, zero values left out. Except inside map entries, which always carry key and value: prost leaves those out too, hence [`string_map`].
 use bytes::Bytes;
 use prost::Message as _;
 use prost::encoding::{self, WireType};
@@ -38,17 +38,17 @@ pub(crate) fn marshal(op: &pb::Op) -> Bytes {
     for input in &op.inputs {
         encoding::message::encode(1, input, &mut out);
     }
-    match &op.op {
-        Some(pb::op::Op::Source(source)) => nested(3, source_op(source), &mut out),
-        Some(pb::op::Op::Build(build)) => nested(5, build_op(build), &mut out),
-        Some(other) => other.encode(&mut out),
-        None => {}
-    }
     if let Some(platform) = &op.platform {
         encoding::message::encode(10, platform, &mut out);
     }
     if let Some(constraints) = &op.constraints {
         encoding::message::encode(11, constraints, &mut out);
+    }
+    match &op.op {
+        Some(pb::op::Op::Source(source)) => nested(3, source_op(source), &mut out),
+        Some(pb::op::Op::Build(build)) => nested(5, build_op(build), &mut out),
+        Some(other) => other.encode(&mut out),
+        None => {}
     }
     out.into()
 }
