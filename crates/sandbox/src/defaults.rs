@@ -50,21 +50,17 @@ pub(crate) const INSECURE_DEVICES: [(&str, u32, u32); 6] =
 /// Loop devices that an insecure container gets beyond those in use.
 pub(crate) const SPARE_LOOPS: u32 = 7;
 
-pub(crate) const DEV_LINKS: [(&str, &str); 5] =
-    [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")];
+pub(crate) const DEV_LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
 
 /// What a sandboxed process may open of the devices it makes: (major, minor), `None` for any minor. Making nodes is always allowed.
-pub(crate) const OPEN_DEVICES: [(u32, Option<u32>); 9] = [
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(0)),
-    (5, Some(1)),
-    (5, Some(2)),
-    (136, None),
-];
+pub(crate) const OPEN_DEVICES: [(u32, Option<u32>); 9] =
+    [(1, Some(3)), (1, Some(5)), (1, Some(7)), (1, Some(8)), (1, Some(9)), (5, Some(0)), (5, Some(1)), (5, Some(2)), (136, None)];
 
 /// The size of /dev and /dev/shm.
 pub(crate) const DEV_SIZE: &str = "65536k";

@@ -10,6 +10,9 @@ pub enum SandboxError {
     /// The container could not be set up; the text says what and why.
     #[error("{message}")]
     Setup { message: String, kind: Kind },
+    /// The container stands, but its program cannot be executed.
+    #[error("{message}")]
+    Program { message: String },
     #[error("{0}")]
     Cancelled(String),
     #[error("failed to {action}")]
@@ -43,7 +46,7 @@ impl Classified for SandboxError {
             Self::Io { source, .. } => Kind::of_io(source),
             Self::Helper(_) => Kind::Internal,
             Self::Gone => Kind::Precondition,
-            Self::Runtime { .. } => Kind::Unknown,
+            Self::Runtime { .. } | Self::Program { .. } => Kind::Unknown,
         }
     }
 }

@@ -1,1 +1,31 @@
 //! Runs one process in a container: the built-in runtime or any OCI runtime.
+//!
+//! Owns processes, namespaces, cgroups and everything mounted for a container. Does not know steps, layers or builds: what a container
+//! consists of it is told in plain data ([`Container`]), and mounts are described by `snapshot`.
+//!
+//! Start at [`Runtime`], then `launch` (the daemon's side) and [`helper`] (the other process, where all of it happens).
+//!
+//! - The daemon never forks: it executes the helper, which has one thread.
+//! - Whatever happens to daemon or helper, a container does not outlive them.
+//! - No mount is made in the host's mount namespace, so none can be left there.
+//! - A process in a container cannot write the binary that the helper runs.
+mod builtin;
+mod container;
+mod defaults;
+mod error;
+pub mod helper;
+mod io;
+mod launch;
+mod link;
+mod names;
+mod runtime;
+mod seccomp;
+mod sys;
+
+pub use builtin::Builtin;
+pub use container::{Container, DEFAULT_HOSTNAME, Mount, MountSource, Network, Process, Resources, Rlimit, Security};
+pub use error::SandboxError;
+pub use io::{Input, Io, Output};
+pub use launch::Settings;
+pub use names::Dns;
+pub use runtime::{Exit, Running, Runtime, Started};

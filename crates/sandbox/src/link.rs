@@ -44,12 +44,30 @@ pub(crate) struct SpecMount {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Source {
-    Tree { spec: MountSpec, selector: String },
-    Bind { path: PathBuf },
-    Tmpfs { size: Option<u64> },
+    Tree {
+        spec: MountSpec,
+        selector: String,
+    },
+    Bind {
+        path: PathBuf,
+    },
+    Tmpfs {
+        size: Option<u64>,
+    },
     /// Data lies in the memory file, after the spec.
-    Secret { offset: usize, len: usize, uid: u32, gid: u32, mode: u32 },
-    Socket { path: PathBuf, uid: u32, gid: u32, mode: u32 },
+    Secret {
+        offset: usize,
+        len: usize,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+    },
+    Socket {
+        path: PathBuf,
+        uid: u32,
+        gid: u32,
+        mode: u32,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,8 +98,13 @@ pub(crate) enum Request {
     /// With the memory file of a [`Spec`] and, unless it has a terminal, stdin, stdout and stderr.
     Start,
     /// With the memory file of a [`SpecProcess`] and its streams, as above.
-    Exec { number: u32 },
-    Signal { number: u32, signal: i32 },
+    Exec {
+        number: u32,
+    },
+    Signal {
+        number: u32,
+        signal: i32,
+    },
     Kill,
 }
 
@@ -89,14 +112,28 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// Ready to execute the program.
-    Started { number: u32, stubs: Vec<PathBuf> },
+    Started {
+        number: u32,
+        stubs: Vec<PathBuf>,
+    },
     /// With the other end of the process's terminal.
-    Terminal { number: u32 },
+    Terminal {
+        number: u32,
+    },
     /// The process does not exist, or will end without having run its program.
-    Failed { number: u32, failure: Failure },
-    Exited { number: u32, code: i32, oom_killed: bool },
+    Failed {
+        number: u32,
+        failure: Failure,
+    },
+    Exited {
+        number: u32,
+        code: i32,
+        oom_killed: bool,
+    },
     /// Something worth a warning in the daemon's log.
-    Warning { message: String },
+    Warning {
+        message: String,
+    },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

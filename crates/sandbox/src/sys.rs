@@ -6,6 +6,8 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
+use rustix::io::Errno;
+
 /// One instruction of a classic BPF program, laid out as the kernel's `sock_filter`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,9 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// `libc` has it as an int, which it does not fit.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// clone3(2) as fork(2) with namespaces: `None` in the child. `cgroup` is a v2 cgroup's directory to be born in. With `sibling` the child's
 /// parent is the caller's parent.
 pub(crate) fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sibling: bool) -> io::Result<Option<Child>> {
@@ -40,7 +45,7 @@ pub(crate) fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sib
         args.flags |= libc::CLONE_PARENT as u64;
     }
     if let Some(cgroup) = cgroup {
-        args.flags |= libc::CLONE_INTO_CGROUP as u64;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: without CLONE_VM the child gets a copy of this process, as with fork(2). The process has one thread (see `helper::main`), so
@@ -58,6 +63,12 @@ pub(crate) fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sib
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: CLONE_NEWNS touches neither memory nor descriptors.
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
+}
+
+/// Makes the cgroup that this process is in the root of those it sees.
+pub(crate) fn unshare_cgroups() -> io::Result<()> {
+    // SAFETY: CLONE_NEWCGROUP touches neither memory nor descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }?)
 }
 
 /// Takes ownership of an inherited descriptor, such as standard input in the helper.
@@ -79,6 +90,13 @@ pub(crate) fn install_fd(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
         check(unsafe { libc::fcntl(to, libc::F_SETFD, 0) }.into())?;
     }
     Ok(())
+}
+
+/// Registers a descriptor with the async runtime, after making it non-blocking.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    // SAFETY: an OwnedFd names the same open descriptor all its life, which is what registration asks for.
+    Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
 }
 
 /// Marks every descriptor from `first` on close-on-exec.
@@ -130,7 +148,7 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
 }
 
 /// Changes the attributes (`MOUNT_ATTR_*`) of the mount that `mount` is the root of, with what is mounted below if `recursive`.
-pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Result<()> {
+pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, recursive: bool) -> Result<(), Errno> {
     let args = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, `args` outlives the call and has the size passed.
@@ -138,6 +156,7 @@ pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, recursive: b
         libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const args, size_of::<libc::mount_attr>())
     })
     .map(drop)
+    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
 
 /// Brings the loopback interface of the current network namespace up.
@@ -168,11 +187,6 @@ pub(crate) fn filters_supported() -> bool {
     let action: u32 = libc::SECCOMP_RET_ERRNO;
     // SAFETY: reads one u32.
     unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) == 0 }
-}
-
-/// Gives a file of this process to the calling session as its controlling terminal.
-pub(crate) fn make_controlling(terminal: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::process::ioctl_tiocsctty(terminal)?)
 }
 
 #[repr(C)]

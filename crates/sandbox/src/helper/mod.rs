@@ -11,6 +11,7 @@ mod devices;
 mod init;
 mod join;
 mod monitor;
+mod oci;
 mod path;
 mod root;
 mod user;

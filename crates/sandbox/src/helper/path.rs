@@ -103,8 +103,7 @@ fn open_child(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
 }
 
 fn names(path: &[u8]) -> Vec<Vec<u8>> {
-    let mut names: Vec<Vec<u8>> =
-        path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).collect();
+    let mut names: Vec<Vec<u8>> = path.split(|b| *b == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).collect();
     names.reverse();
     names
 }

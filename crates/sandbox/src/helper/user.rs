@@ -54,7 +54,8 @@ fn lookup(name: &str, passwd: &[u8], group: &[u8]) -> Outcome<User> {
         Some(account) => account,
         None if user.is_empty() => (String::new(), 0, 0),
         None => {
-            let uid = number(user).ok_or_else(|| Failed::plain(format!("unable to find user {user}: no matching entries in passwd file")))?;
+            let uid =
+                number(user).ok_or_else(|| Failed::plain(format!("unable to find user {user}: no matching entries in passwd file")))?;
             if !(0..=MAX_ID).contains(&uid) {
                 return Err(Failed::plain("uids and gids must be in range 0-2147483647"));
             }

@@ -161,25 +161,18 @@ fn emit(verdict: Verdict, out: &mut Vec<Instruction>) {
         Verdict::Allow => out.push(ret(RET_ALLOW)),
         Verdict::Deny => out.push(ret(RET_ERRNO | EPERM)),
         Verdict::Unknown => out.push(ret(RET_ERRNO | ENOSYS)),
-        Verdict::Socket => out.extend([
-            load(FIRST_ARGUMENT),
-            jump(JEQ, 38, 2, 0),
-            jump(JEQ, 40, 1, 0),
-            ret(RET_ALLOW),
-            ret(RET_ERRNO | EPERM),
-        ]),
+        Verdict::Socket => {
+            out.extend([load(FIRST_ARGUMENT), jump(JEQ, 38, 2, 0), jump(JEQ, 40, 1, 0), ret(RET_ALLOW), ret(RET_ERRNO | EPERM)])
+        }
         Verdict::Personality => {
             out.push(load(FIRST_ARGUMENT));
             let count = PERSONALITIES.len();
             out.extend(PERSONALITIES.iter().enumerate().map(|(i, value)| jump(JEQ, *value as u32, (count - i) as u8, 0)));
             out.extend([ret(RET_ERRNO | EPERM), ret(RET_ALLOW)]);
         }
-        Verdict::Clone => out.extend([
-            load(FIRST_ARGUMENT),
-            jump(JSET, CLONE_NAMESPACES as u32, 0, 1),
-            ret(RET_ERRNO | EPERM),
-            ret(RET_ALLOW),
-        ]),
+        Verdict::Clone => {
+            out.extend([load(FIRST_ARGUMENT), jump(JSET, CLONE_NAMESPACES as u32, 0, 1), ret(RET_ERRNO | EPERM), ret(RET_ALLOW)])
+        }
     }
 }
 

@@ -1,0 +1,339 @@
+//! One cgroup per container, in whatever hierarchies this machine has: v1, v2, or v1 with an empty v2 beside it.
+//!
+//! Moving a process between cgroups makes the kernel wait for all CPUs, which takes longer than all the rest. So in v2 the process is born
+//! in its cgroup, and in v1 it moves itself through `tasks`, while it has one thread, which takes no such wait.
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::{Failed, Outcome, Try as _, devices};
+use crate::container::Resources;
+use crate::sys;
+
+/// The v1 devices cgroup that all sandboxed containers share: it holds rules and no account of anybody.
+const SHARED_DEVICES: &str = "buildkit/kiln-sandbox";
+
+/// What the machine has.
+#[derive(Debug)]
+pub(crate) struct Cgroups {
+    layout: Layout,
+    /// v2: decides over devices.
+    program: Option<OwnedFd>,
+    /// v1: where sandboxed containers' devices are decided.
+    devices: Option<PathBuf>,
+    pub hierarchies: Vec<Hierarchy>,
+}
+
+#[derive(Debug)]
+enum Layout {
+    V1,
+    V2 { mount: PathBuf },
+    None,
+}
+
+/// A mounted v1 hierarchy, or the v2 one.
+#[derive(Debug, Clone)]
+pub(crate) struct Hierarchy {
+    pub mount: PathBuf,
+    /// As in the mount options, such as `cpu,cpuacct` or `name=systemd`; empty for v2.
+    pub controllers: Vec<String>,
+    /// Where the daemon is in it.
+    pub own: String,
+}
+
+/// A container's cgroup. Removed by [`Group::remove`], once it is empty.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    dirs: Vec<PathBuf>,
+    tasks: Vec<PathBuf>,
+    born_in: Option<OwnedFd>,
+    memory: Option<(PathBuf, &'static str)>,
+    /// Whether the kernel keeps the container from opening devices it makes.
+    pub guards_devices: bool,
+    /// For each v1 hierarchy that it is in: the mount point and the directory.
+    pub places: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Cgroups {
+    /// Looks at the mounts of this process. What cannot be used is left out.
+    pub fn find() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let hierarchies = hierarchies(&mounts, &own);
+        let v2 = hierarchies.iter().find(|h| h.controllers.is_empty() && h.mount == Path::new("/sys/fs/cgroup"));
+        let layout = match v2 {
+            Some(h) => Layout::V2 { mount: h.mount.clone() },
+            None if hierarchies.iter().any(|h| !h.controllers.is_empty()) => Layout::V1,
+            None => Layout::None,
+        };
+        let mut cgroups = Self { layout, program: None, devices: None, hierarchies };
+        match cgroups.layout {
+            Layout::V2 { .. } => cgroups.program = devices::program().ok(),
+            Layout::V1 => cgroups.devices = cgroups.shared_devices().ok().flatten(),
+            Layout::None => {}
+        }
+        cgroups
+    }
+
+    pub fn is_v2(&self) -> bool {
+        matches!(self.layout, Layout::V2 { .. })
+    }
+
+    fn shared_devices(&self) -> io::Result<Option<PathBuf>> {
+        let Some(hierarchy) = self.with("devices") else { return Ok(None) };
+        let dir = hierarchy.mount.join(SHARED_DEVICES);
+        fs::create_dir_all(&dir)?;
+        devices::restrict(&dir)?;
+        Ok(Some(dir))
+    }
+
+    fn with(&self, controller: &str) -> Option<&Hierarchy> {
+        self.hierarchies.iter().find(|h| h.controllers.iter().any(|c| c == controller))
+    }
+
+    /// Makes the cgroup `path`. Where cgroups cannot be written the container runs without, unless it asks for limits.
+    pub fn create(&self, path: &str, resources: &Resources, insecure: bool, warn: &mut dyn FnMut(String)) -> Outcome<Group> {
+        let path = path.trim_start_matches('/');
+        let outcome = match &self.layout {
+            Layout::V1 => self.create_v1(path, resources, insecure),
+            Layout::V2 { mount } => self.create_v2(mount, path, resources, insecure),
+            Layout::None => Err(Failed::plain("no cgroup hierarchy is mounted")),
+        };
+        match outcome {
+            Err(failed) if *resources == Resources::default() => {
+                warn(format!("steps run without a cgroup: {}", failed.into_failure().message));
+                Ok(Group::default())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn create_v1(&self, path: &str, resources: &Resources, insecure: bool) -> Outcome<Group> {
+        let mut group = Group::default();
+        for controller in v1_controllers(resources) {
+            let Some(hierarchy) = self.with(controller) else {
+                if v1_settings(controller, resources).is_empty() {
+                    continue;
+                }
+                return Err(Failed::plain(format!("a limit needs the cgroup controller {controller}, which is not mounted")));
+            };
+            let dir = hierarchy.mount.join(path);
+            if !group.dirs.contains(&dir) {
+                if let Some(parent) = dir.parent() {
+                    fs::create_dir_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
+                }
+                fs::create_dir(&dir).tried(|| format!("create cgroup {}", dir.display()))?;
+                group.dirs.push(dir.clone());
+                group.tasks.push(dir.join("tasks"));
+                group.places.push((hierarchy.mount.clone(), dir.clone()));
+            }
+            if controller == "cpuset" {
+                inherit_cpuset(&dir).tried(|| format!("set up cgroup {}", dir.display()))?;
+            }
+            for (file, value) in v1_settings(controller, resources) {
+                fs::write(dir.join(file), &value).tried(|| format!("set {file} to {value}"))?;
+            }
+            if controller == "memory" {
+                group.memory = Some((dir.join("memory.oom_control"), "oom_kill "));
+            }
+        }
+        match &self.devices {
+            Some(devices) if !insecure => {
+                group.tasks.push(devices.join("tasks"));
+                group.guards_devices = true;
+            }
+            _ => {}
+        }
+        Ok(group)
+    }
+
+    fn create_v2(&self, mount: &Path, path: &str, resources: &Resources, insecure: bool) -> Outcome<Group> {
+        let dir = mount.join(path);
+        let parent = dir.parent().unwrap_or(mount);
+        fs::create_dir_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
+        for level in parent.ancestors().take_while(|level| level.starts_with(mount)).collect::<Vec<_>>().into_iter().rev() {
+            for controller in ["+memory", "+cpu", "+cpuset", "+pids"] {
+                let _ = fs::write(level.join("cgroup.subtree_control"), controller);
+            }
+        }
+        fs::create_dir(&dir).tried(|| format!("create cgroup {}", dir.display()))?;
+        let mut group = Group { dirs: vec![dir.clone()], ..Group::default() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(CWD, &dir, flags, Mode::empty()).tried(|| format!("open cgroup {}", dir.display()))?;
+        let settings = v2_settings(resources);
+        for (file, value) in settings {
+            fs::write(dir.join(file), &value).tried(|| format!("set {file} to {value}"))?;
+        }
+        if let (Some(program), false) = (&self.program, insecure) {
+            group.guards_devices = sys::attach_device_program(fd.as_fd(), program.as_fd()).is_ok();
+        }
+        group.memory = Some((dir.join("memory.events"), "oom_kill "));
+        group.born_in = Some(fd);
+        Ok(group)
+    }
+}
+
+impl Group {
+    /// For a process that is about to be cloned.
+    pub fn born_in(&self) -> Option<BorrowedFd<'_>> {
+        self.born_in.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// For this process, while it has one thread.
+    pub fn join(&self) -> Outcome<()> {
+        self.tasks.iter().try_for_each(|tasks| fs::write(tasks, "0").tried(|| format!("join cgroup {}", tasks.display())))
+    }
+
+    /// Whether the kernel killed a member for want of memory.
+    pub fn oom_killed(&self) -> bool {
+        let Some((file, key)) = &self.memory else { return false };
+        let text = fs::read_to_string(file).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix(key)).is_some_and(|count| count.trim() != "0")
+    }
+
+    /// Removes it. The kernel may take a moment to see that its last process is gone.
+    pub fn remove(self) {
+        for dir in &self.dirs {
+            for attempt in 0..200 {
+                match fs::remove_dir(dir) {
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                        std::thread::sleep(Duration::from_millis(1 + attempt / 10))
+                    }
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+/// Parses `/proc/self/mountinfo` and `/proc/self/cgroup`.
+fn hierarchies(mounts: &str, own: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mounts.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let (Some(mount), mut right) = (left.split(' ').nth(4), right.split(' ')) else { continue };
+        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
+        const FLAGS: [&str; 8] = ["rw", "ro", "xattr", "clone_children", "noprefix", "favordynmods", "release_agent", "cpuset_v2_mode"];
+        let controllers: Vec<String> = match kind {
+            "cgroup2" => Vec::new(),
+            "cgroup" => {
+                options.split(',').filter(|o| !FLAGS.contains(&o.split('=').next().unwrap_or_default())).map(str::to_owned).collect()
+            }
+            _ => continue,
+        };
+        let place = own.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (names, path) = rest.split_once(':')?;
+            let same = if controllers.is_empty() { names.is_empty() } else { names.split(',').any(|name| name == controllers[0]) };
+            same.then(|| path.to_owned())
+        });
+        let mount = PathBuf::from(mount.replace("\\040", " "));
+        if found.iter().all(|h| h.controllers != controllers) {
+            found.push(Hierarchy { mount, controllers, own: place.unwrap_or_else(|| "/".to_owned()) });
+        }
+    }
+    found
+}
+
+/// Memory always, to learn of OOM kills; the rest where limits want it.
+fn v1_controllers(resources: &Resources) -> Vec<&'static str> {
+    let mut wanted = vec!["memory"];
+    wanted.extend(["cpu", "cpuset", "pids"].into_iter().filter(|controller| !v1_settings(controller, resources).is_empty()));
+    wanted
+}
+
+fn v1_settings(controller: &str, r: &Resources) -> Vec<(&'static str, String)> {
+    let mut settings = Vec::new();
+    let mut set = |file, value: Option<String>| settings.extend(value.map(|value| (file, value)));
+    match controller {
+        "memory" => {
+            set("memory.limit_in_bytes", r.memory.map(|v| v.to_string()));
+            set("memory.memsw.limit_in_bytes", r.memory_swap.map(|v| v.to_string()));
+        }
+        "cpu" => {
+            set("cpu.shares", r.cpu_shares.map(|v| v.to_string()));
+            set("cpu.cfs_period_us", r.cpu_period.map(|v| v.to_string()));
+            set("cpu.cfs_quota_us", r.cpu_quota.map(|v| v.to_string()));
+        }
+        "cpuset" => {
+            set("cpuset.cpus", Some(r.cpuset_cpus.clone()).filter(|v| !v.is_empty()));
+            set("cpuset.mems", Some(r.cpuset_mems.clone()).filter(|v| !v.is_empty()));
+        }
+        "pids" => set("pids.max", r.pids.map(|v| if v < 0 { "max".to_owned() } else { v.to_string() })),
+        _ => {}
+    }
+    settings
+}
+
+fn v2_settings(r: &Resources) -> Vec<(&'static str, String)> {
+    let maximum = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
+    let mut settings = Vec::new();
+    let mut set = |file, value: Option<String>| settings.extend(value.map(|value| (file, value)));
+    set("memory.max", r.memory.map(maximum));
+    // v1 counts memory and swap together, v2 swap alone.
+    set("memory.swap.max", r.memory_swap.map(|both| maximum(if both < 0 { -1 } else { (both - r.memory.unwrap_or(0)).max(0) })));
+    set("cpu.weight", r.cpu_shares.filter(|v| *v > 0).map(|v| (1 + (v.clamp(2, 262_144) - 2) * 9999 / 262_142).to_string()));
+    let cpu = (r.cpu_quota.is_some() || r.cpu_period.is_some()).then(|| {
+        format!("{} {}", maximum(r.cpu_quota.filter(|v| *v > 0).unwrap_or(-1)), r.cpu_period.filter(|v| *v > 0).unwrap_or(100_000))
+    });
+    set("cpu.max", cpu);
+    set("cpuset.cpus", Some(r.cpuset_cpus.clone()).filter(|v| !v.is_empty()));
+    set("cpuset.mems", Some(r.cpuset_mems.clone()).filter(|v| !v.is_empty()));
+    set("pids.max", r.pids.map(maximum));
+    settings
+}
+
+/// A new v1 cpuset is empty, and takes no process until it is filled; so for all levels above it.
+fn inherit_cpuset(dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut empty = Vec::new();
+        for level in dir.ancestors() {
+            let value = fs::read_to_string(level.join(file))?;
+            if !value.trim().is_empty() {
+                empty.iter().rev().try_for_each(|level: &&Path| fs::write(level.join(file), value.trim()))?;
+                break;
+            }
+            empty.push(level);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_told_apart() {
+        let mounts = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:5 - cgroup cgroup rw,cpu,cpuacct\n\
+                      31 25 0:27 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+                      32 25 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        let found = hierarchies(mounts, "4:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/c\n");
+        let view: Vec<_> = found.iter().map(|h| (h.controllers.join("+"), h.own.as_str())).collect();
+        assert_eq!(view, [("cpu+cpuacct".to_owned(), "/a"), ("name=systemd".to_owned(), "/b"), (String::new(), "/c")]);
+    }
+
+    #[test]
+    fn limits_are_translated_to_v2() {
+        let resources = Resources {
+            memory: Some(1 << 20),
+            memory_swap: Some(3 << 20),
+            cpu_shares: Some(1024),
+            cpu_quota: Some(50_000),
+            pids: Some(-1),
+            ..Resources::default()
+        };
+        let expected = [
+            ("memory.max", "1048576"),
+            ("memory.swap.max", "2097152"),
+            ("cpu.weight", "39"),
+            ("cpu.max", "50000 100000"),
+            ("pids.max", "max"),
+        ];
+        assert_eq!(v2_settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
+    }
+}

@@ -1,0 +1,75 @@
+//! The first process of a container, between clone and exec.
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+use rustix::pty::OpenptFlags;
+
+use super::access::{Streams, become_program};
+use super::cgroup::{Cgroups, Group};
+use super::path::{Want, ensure, open_in};
+use super::user::User;
+use super::{Failed, Outcome, Try as _, root};
+use crate::link::{self, Report, Spec};
+use crate::sys;
+
+/// Never returns: the process becomes the program, or says why not and exits.
+pub(crate) fn run(spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>, cgroups: &Cgroups, group: &Group, daemon: &OwnedFd) -> ! {
+    let failed = match set_up(spec, blobs, cgroups, group) {
+        Err(failed) => failed,
+        Ok((user, stubs)) => match streams(files, daemon, 0) {
+            Err(failed) => failed,
+            Ok(streams) => become_program(&spec.process, &user, &streams, || {
+                link::send(daemon, &Report::Started { number: 0, stubs }, &[]).tried(|| "report the start")
+            }),
+        },
+    };
+    let _ = link::send(daemon, &Report::Failed { number: 0, failure: failed.into_failure() }, &[]);
+    std::process::exit(1)
+}
+
+fn set_up(spec: &Spec, blobs: &[u8], cgroups: &Cgroups, group: &Group) -> Outcome<(User, Vec<std::path::PathBuf>)> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).tried(|| "tie to the monitor")?;
+    group.join()?;
+    if cgroups.is_v2() && group.born_in().is_some() {
+        // From inside, so that the container's own cgroup is the root that it sees.
+        sys::unshare_cgroups().tried(|| "create a cgroup namespace")?;
+    }
+    // Not where keys are compiled out or filtered away.
+    let _ = sys::new_session_keyring();
+    let root = root::build(spec, blobs, cgroups, group)?;
+    if spec.own_network {
+        sys::loopback_up().tried(|| "bring the loopback interface up")?;
+    }
+    rustix::system::sethostname(spec.hostname.as_bytes()).tried(|| "set the hostname")?;
+    root::enter(root.fd.as_fd())?;
+    Ok((root.user, root.stubs))
+}
+
+/// The streams given, or a new terminal of the container that this process stands in, whose other end the daemon gets.
+pub(super) fn streams(files: Option<[OwnedFd; 3]>, daemon: &OwnedFd, number: u32) -> Outcome<Streams> {
+    if let Some(files) = files {
+        return Ok(Streams::Files(files));
+    }
+    let action = || "open a terminal";
+    let root = super::path::open_dir(std::path::Path::new("/")).tried(action)?;
+    let controller = open_in(root.as_fd(), "/dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY).tried(action)?;
+    rustix::pty::unlockpt(&controller).tried(action)?;
+    let terminal =
+        rustix::pty::ioctl_tiocgptpeer(&controller, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).tried(action)?;
+    if number == 0 {
+        console(&terminal)?;
+    }
+    link::send(daemon, &Report::Terminal { number }, &[controller.as_fd()]).tried(action)?;
+    Ok(Streams::Terminal(terminal))
+}
+
+/// The container's terminal is its console.
+fn console(terminal: &OwnedFd) -> Outcome<()> {
+    let action = || "make the terminal the console";
+    let root = super::path::open_dir(std::path::Path::new("/")).tried(action)?;
+    let place = ensure(root.as_fd(), std::path::Path::new("/dev/console"), Want::File).tried(action)?;
+    let name = rustix::termios::ttyname(terminal, Vec::new()).map_err(|errno| Failed::new(action(), errno))?;
+    let peer = rustix::fs::openat(&root, name.as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).tried(action)?;
+    root::clone_fd(peer.as_fd()).and_then(|mount| root::put(&mount, &place.fd)).tried(action)
+}

@@ -1,0 +1,219 @@
+//! Watches over one container: makes it, hears the daemon, reports ends, cleans up. It ends when all of that is done.
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+
+use super::cgroup::{Cgroups, Group};
+use super::{Failed, Outcome, Try as _, init, join, oci};
+use crate::link::{self, Failure, Report, Request, Spec, SpecProcess};
+use crate::sys::{self, Child};
+
+/// A process of the container that the monitor waits for. The first is number 0, and the others die with it.
+struct Member {
+    number: u32,
+    pidfd: OwnedFd,
+}
+
+struct Monitor {
+    daemon: OwnedFd,
+    cgroups: Cgroups,
+    group: Option<Group>,
+    members: Vec<Member>,
+    insecure: bool,
+    init: Option<u32>,
+    runtime: Option<oci::Run>,
+}
+
+/// Never returns.
+pub(crate) fn run(daemon: OwnedFd, cgroups: Cgroups) -> ! {
+    // So that `ps` tells it from the zygote.
+    let _ = rustix::thread::set_name(c"kiln-monitor");
+    let mut monitor = Monitor { daemon, cgroups, group: None, members: Vec::new(), insecure: false, init: None, runtime: None };
+    let status = match monitor.serve() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{}: {error}", super::NAME);
+            monitor.kill();
+            monitor.await_all();
+            1
+        }
+    };
+    monitor.clean_up();
+    std::process::exit(status)
+}
+
+impl Monitor {
+    /// Until the container has ended, or has failed to start.
+    fn serve(&mut self) -> io::Result<()> {
+        let mut buffer = Vec::new();
+        let mut connected = true;
+        loop {
+            let (heard, ended) = self.wait(connected)?;
+            if heard {
+                match link::receive::<Request>(&self.daemon, &mut buffer)? {
+                    Some((request, fds)) => self.handle(request, fds)?,
+                    None => {
+                        connected = false;
+                        self.kill();
+                    }
+                }
+            }
+            for at in ended.into_iter().rev() {
+                self.reap(at)?;
+            }
+            if self.members.is_empty() && (self.init.is_some() || !connected) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the daemon said something, and which members have ended.
+    fn wait(&self, connected: bool) -> io::Result<(bool, Vec<usize>)> {
+        let mut watched: Vec<PollFd<'_>> = self.members.iter().map(|m| PollFd::new(&m.pidfd, PollFlags::IN)).collect();
+        if connected {
+            watched.push(PollFd::new(&self.daemon, PollFlags::IN));
+        }
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, None))?;
+        let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let heard = connected && watched.last().is_some_and(ready);
+        let ended = (0..self.members.len()).filter(|at| ready(&watched[*at])).collect();
+        Ok((heard, ended))
+    }
+
+    fn handle(&mut self, request: Request, fds: Vec<OwnedFd>) -> io::Result<()> {
+        match request {
+            Request::Start => {
+                if let Err(failed) = self.start(fds) {
+                    self.init.get_or_insert(0);
+                    self.fail(0, failed.into_failure())?;
+                }
+            }
+            Request::Exec { number } => {
+                if let Err(failed) = self.exec(number, fds) {
+                    self.fail(number, failed.into_failure())?;
+                }
+            }
+            Request::Signal { number, signal } => {
+                if let (Some(member), Some(signal)) = (self.members.iter().find(|m| m.number == number), Signal::from_named_raw(signal)) {
+                    let _ = rustix::process::pidfd_send_signal(&member.pidfd, signal);
+                }
+            }
+            Request::Kill => self.kill(),
+            Request::Monitor => {}
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, fds: Vec<OwnedFd>) -> Outcome<()> {
+        let (memory, files) = unpack(fds)?;
+        let (spec, blobs): (Spec, Vec<u8>) = link::read_memory(memory).tried(|| "read the container's description")?;
+        self.insecure = spec.insecure;
+        if spec.oci.is_some() {
+            let (run, child) = oci::start(&spec, &blobs, files, &self.cgroups)?;
+            self.runtime = Some(run);
+            return Ok(self.adopt(0, child));
+        }
+        let daemon = &self.daemon;
+        let mut warn = |message| drop(link::send(daemon, &Report::Warning { message }, &[]));
+        let group = self.group.insert(self.cgroups.create(&spec.cgroup, &spec.resources, spec.insecure, &mut warn)?);
+        let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        if spec.own_network {
+            namespaces |= libc::CLONE_NEWNET;
+        }
+        match sys::clone_process(namespaces as u64, group.born_in(), false).tried(|| "create namespaces")? {
+            None => init::run(&spec, &blobs, files, &self.cgroups, group, &self.daemon),
+            Some(child) => self.adopt(0, child),
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self, number: u32, fds: Vec<OwnedFd>) -> Outcome<()> {
+        let (memory, files) = unpack(fds)?;
+        let (mut process, _): (SpecProcess, _) = link::read_memory(memory).tried(|| "read the process's description")?;
+        process.insecure = self.insecure;
+        if let Some(runtime) = &self.runtime {
+            let child = runtime.exec(number, &process, files)?;
+            return Ok(self.adopt(number, child));
+        }
+        let (Some(init), Some(group)) = (self.members.iter().find(|m| m.number == 0), &self.group) else {
+            return Err(Failed::plain("the container has ended"));
+        };
+        let pid = join::start(&process, number, files, init.pidfd.as_fd(), group, &self.daemon)?;
+        let pid_handle = rustix::process::Pid::from_raw(pid).ok_or_else(|| Failed::plain("no process"))?;
+        let pidfd = rustix::process::pidfd_open(pid_handle, rustix::process::PidfdFlags::empty()).tried(|| "watch the process")?;
+        self.adopt(number, Child { pid, pidfd });
+        Ok(())
+    }
+
+    fn adopt(&mut self, number: u32, child: Child) {
+        if number == 0 {
+            self.init = Some(child.pid as u32);
+        }
+        self.members.push(Member { number, pidfd: child.pidfd });
+    }
+
+    fn kill(&mut self) {
+        if let Some(runtime) = &self.runtime {
+            runtime.kill();
+        }
+        // The kernel kills the rest with the first.
+        if let Some(init) = self.members.iter().find(|m| m.number == 0).filter(|_| self.runtime.is_none()) {
+            let _ = rustix::process::pidfd_send_signal(&init.pidfd, Signal::KILL);
+        }
+    }
+
+    fn reap(&mut self, at: usize) -> io::Result<()> {
+        let member = self.members.remove(at);
+        let status = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(member.pidfd.as_fd()), WaitIdOptions::EXITED))?;
+        let code = status.map_or(255, |status| match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => code,
+            (None, Some(signal)) => 128 + signal,
+            (None, None) => 255,
+        });
+        let oom_killed = match &self.runtime {
+            Some(runtime) => runtime.oom_killed(),
+            None => self.group.as_ref().is_some_and(Group::oom_killed),
+        };
+        self.tell(&Report::Exited { number: member.number, code, oom_killed })
+    }
+
+    fn fail(&self, number: u32, failure: Failure) -> io::Result<()> {
+        self.tell(&Report::Failed { number, failure })
+    }
+
+    /// A daemon that has gone needs no report.
+    fn tell(&self, report: &Report) -> io::Result<()> {
+        match link::send(&self.daemon, report, &[]) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe || error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn await_all(&mut self) {
+        while !self.members.is_empty() {
+            let _ = self.reap(self.members.len() - 1);
+        }
+    }
+
+    fn clean_up(self) {
+        if let Some(runtime) = self.runtime {
+            runtime.clean_up();
+        }
+        if let Some(group) = self.group {
+            group.remove();
+        }
+    }
+}
+
+fn unpack(fds: Vec<OwnedFd>) -> Outcome<(OwnedFd, Option<[OwnedFd; 3]>)> {
+    let mut fds = fds.into_iter();
+    let memory = fds.next().ok_or_else(|| Failed::plain("a message without its description"))?;
+    let rest: Vec<OwnedFd> = fds.collect();
+    match <[OwnedFd; 3]>::try_from(rest) {
+        Ok(files) => Ok((memory, Some(files))),
+        Err(rest) if rest.is_empty() => Ok((memory, None)),
+        Err(_) => Err(Failed::plain("a message with some of its streams")),
+    }
+}

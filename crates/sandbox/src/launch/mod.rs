@@ -1,0 +1,129 @@
+//! The daemon's side of the helper: starts the zygote, describes containers to it, and follows them.
+mod process;
+mod spec;
+
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+pub(crate) use process::Connection;
+
+use crate::link::{self, Request};
+use crate::names::{Dns, Names};
+use crate::{Container, Io, Process, Running, SandboxError, helper};
+
+/// What a runtime needs to know of the daemon.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// A directory of the runtime's own, made if missing. It holds no state that must survive.
+    pub state: PathBuf,
+    /// The program that calls [`helper::main`] when named [`helper::NAME`].
+    pub helper: PathBuf,
+    /// For containers that name no parent. Empty means `/buildkit`.
+    pub cgroup_parent: String,
+    pub dns: Dns,
+}
+
+impl Settings {
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        Self { state: state.into(), helper: "/proc/self/exe".into(), cgroup_parent: String::new(), dns: Dns::default() }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Launcher {
+    pub settings: Settings,
+    pub names: Names,
+    zygote: Mutex<Zygote>,
+    warned: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug)]
+struct Zygote {
+    child: Child,
+    /// Closed to let it go.
+    socket: Option<OwnedFd>,
+}
+
+impl Launcher {
+    pub fn open(settings: Settings) -> Result<Self, SandboxError> {
+        for dir in ["root", "tree"] {
+            let dir = settings.state.join(dir);
+            std::fs::create_dir_all(&dir).map_err(SandboxError::io(format!("create {}", dir.display())))?;
+        }
+        let names = Names::open(&settings.state, settings.dns.clone())?;
+        let zygote = Mutex::new(Zygote::start(&settings.helper)?);
+        Ok(Self { settings, names, zygote, warned: false.into() })
+    }
+
+    /// Has the zygote fork a monitor; our end of the socket to it.
+    fn monitor(&self) -> Result<OwnedFd, SandboxError> {
+        let (ours, theirs) = link::pair().map_err(SandboxError::io("create a socket"))?;
+        let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
+        let ask = |zygote: &Zygote| match &zygote.socket {
+            Some(socket) => link::send(socket, &Request::Monitor, &[theirs.as_fd()]),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        };
+        if ask(&zygote).is_err() {
+            tracing::warn!("the sandbox helper is gone; starting another");
+            *zygote = Zygote::start(&self.settings.helper)?;
+            ask(&zygote).map_err(SandboxError::io("reach the sandbox helper"))?;
+        }
+        Ok(ours)
+    }
+
+    pub async fn launch(
+        &self,
+        container: Container,
+        process: Process,
+        io: Io,
+        oci: Option<link::Oci>,
+    ) -> Result<Box<dyn Running>, SandboxError> {
+        spec::check(&container, &process)?;
+        let hosts = self.names.hosts(&container)?;
+        let resolv = self.names.resolv(container.network)?;
+        let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, oci);
+        let memory = link::write_memory(&spec, secrets.iter().map(|data| &data[..])).map_err(SandboxError::io("describe the container"))?;
+        let connection = Connection::open(self.monitor()?)?;
+        connection.start(memory, process.tty, io, hosts)
+    }
+
+    /// Says once that something is not as it should be.
+    pub fn warn_once(&self, message: &str) {
+        if !self.warned.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            tracing::warn!("{message}");
+        }
+    }
+}
+
+impl Zygote {
+    fn start(helper: &Path) -> Result<Self, SandboxError> {
+        let (ours, theirs) = link::pair().map_err(SandboxError::io("create a socket"))?;
+        let sealed = read_only(helper);
+        let program = sealed.as_ref().map_or_else(|| helper.to_owned(), |fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into());
+        let mut command = Command::new(program);
+        command.arg0(helper::NAME).env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let child = command.spawn().map_err(SandboxError::io(format!("start {}", helper.display())))?;
+        Ok(Self { child, socket: Some(ours) })
+    }
+}
+
+/// The program through a read-only mount of its own: a process that finds a way to `/proc/<helper>/exe` must not be able to write there,
+/// since that is the daemon's own file.
+fn read_only(program: &Path) -> Option<OwnedFd> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, program, flags).ok()?;
+    let readonly = rustix::mount::MountAttrFlags::MOUNT_ATTR_RDONLY;
+    crate::sys::set_mount_attributes(tree.as_fd(), readonly.bits().into(), false).ok()?;
+    Some(tree)
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        drop(self.socket.take());
+        let _ = self.child.wait();
+    }
+}
