@@ -96,6 +96,7 @@ pub struct Index {
 
 /// A document that a registry serves as a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "documents are few and short-lived")]
 pub enum Document {
     Manifest(Manifest),
     Index(Index),
