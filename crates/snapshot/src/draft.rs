@@ -1,7 +1,13 @@
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::layer::{LINKED, Layer};
+use crate::links::Links;
 use crate::store::Store;
-use crate::{Result, TreeId};
+use crate::{Error, Result, TreeId};
 
 /// A tree that can still be written: `fs/` is its content, `work/` is overlay's. Dropped uncommitted and unkept, it goes to the trash.
 #[derive(Debug)]
@@ -12,11 +18,14 @@ pub struct Draft {
     /// Where dropping leaves it: on disk (a cell), or in the trash.
     kept: bool,
     done: bool,
+    links: Links,
+    /// Whether the root has its final metadata: that of the stack it was first used on.
+    rooted: AtomicBool,
 }
 
 impl Draft {
     pub(crate) fn new(store: Store, id: TreeId, path: PathBuf, kept: bool) -> Self {
-        Self { store, id, path, kept, done: false }
+        Self { store, id, path, kept, done: false, links: Links::default(), rooted: AtomicBool::new(kept) }
     }
 
     /// The id that the tree will have once committed.
@@ -43,6 +52,45 @@ impl Draft {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The root of an overlay is the root of its upper directory: at its first use over a stack, a draft takes over what the root below has.
+    pub(crate) fn adopt_root(&self, lowers: &[Arc<Layer>]) -> Result<()> {
+        if self.rooted.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let Some(top) = lowers.first() else { return Ok(()) };
+        crate::editor::copy_root(top, &self.fs()).map_err(Error::os("prepare", &self.path))
+    }
+
+    /// Gives the draft inodes of its own for all that it shares with other trees, before something other than an editor may write to it.
+    pub(crate) fn part(&self) -> Result<()> {
+        let mark = self.path.join(LINKED);
+        if self.links.is_empty() && !(self.kept && mark.exists()) {
+            return Ok(());
+        }
+        crate::editor::part(&self.fs()).map_err(Error::os("copy linked files of", &self.path))?;
+        match fs::remove_file(&mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &mark)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Written down before the draft outlives this process.
+    pub(crate) fn mark_links(&self) -> Result<()> {
+        if self.links.is_empty() {
+            return Ok(());
+        }
+        let mark = self.path.join(LINKED);
+        fs::write(&mark, "").map_err(Error::io("write", &mark))
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
+    }
+
+    pub(crate) fn links_mut(&mut self) -> &mut Links {
+        &mut self.links
     }
 
     /// Nothing is left for `drop` to do.

@@ -18,6 +18,8 @@ pub struct TreeIdError {
 
 impl TreeId {
     pub const LEN: usize = 13;
+    /// Of no tree: an empty stack's root.
+    pub(crate) const NONE: Self = Self([b'0'; Self::LEN]);
 
     /// A name not given out before by this process; the caller's exclusive `mkdir` settles the rest.
     pub(crate) fn fresh() -> Self {

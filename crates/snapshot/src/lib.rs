@@ -15,17 +15,30 @@
 //! - No path given by a caller, and no symbolic link in a tree, leads out of the tree.
 //! - Nothing here calls fsync; [`Store::sync`] is the only durability point.
 mod draft;
+mod editor;
 mod error;
 mod id;
+mod layer;
+mod links;
+mod merged;
+mod metadata;
+mod rel;
 mod spec;
 mod store;
 mod sys;
 mod trash;
 mod usage;
+mod view;
+mod xattr;
 
 pub use draft::Draft;
+pub use editor::{Attributes, Editor, Placed};
 pub use error::{Error, OpenError, Result};
-pub use id::TreeId;
+pub use id::{TreeId, TreeIdError};
+pub use metadata::{Entry, Follow, Metadata, Time};
+pub use rustix::fs::FileType;
 pub use spec::{MountError, MountSpec, Mounted};
 pub use store::{Backend, Options, Store, Top};
 pub use usage::Usage;
+pub use view::{PathError, View};
+pub use xattr::Xattrs;

@@ -4,13 +4,15 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FlockOperation, XattrFlags};
 
+use crate::layer::Layer;
 use crate::spec::{self, MountSpec};
 use crate::trash::Trash;
 use crate::usage::{self, Usage};
-use crate::{Draft, Error, OpenError, Result, TreeId};
+use crate::{Draft, Editor, Error, OpenError, Result, TreeId, View};
 
 /// How stacks become directories that a process can use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Store {
             return Ok(draft);
         }
         let id = draft.id();
+        draft.mark_links()?;
         let target = self.0.root.join("cells").join(id.as_str());
         fs::rename(draft.path(), &target).map_err(Error::io("keep", draft.path()))?;
         draft.disarm();
@@ -156,16 +159,15 @@ impl Store {
     /// What to mount to see `stack` (lowest first) with `top` above it. Plain data, to be used by any process of this machine as long as
     /// the trees exist.
     pub fn mount_spec(&self, stack: &[TreeId], top: Top<'_>) -> Result<MountSpec> {
-        let mut lowers = Vec::with_capacity(stack.len() + 1);
-        let mut seen = HashSet::with_capacity(stack.len());
-        for id in stack.iter().rev() {
-            if seen.insert(id) {
-                lowers.push(self.existing(id)?.join("fs"));
-            }
-        }
+        let layers = self.layers(stack)?;
+        let mut lowers: Vec<PathBuf> = layers.iter().map(|layer| layer.fs.clone()).collect();
         match top {
-            Top::Draft(draft) if lowers.is_empty() => Ok(MountSpec::Bind { path: draft.fs(), readonly: false }),
             Top::Draft(draft) => {
+                draft.part()?;
+                draft.adopt_root(&layers)?;
+                if lowers.is_empty() {
+                    return Ok(MountSpec::Bind { path: draft.fs(), readonly: false });
+                }
                 let work = draft.work();
                 match fs::create_dir(&work) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &work)(error)),
@@ -182,6 +184,30 @@ impl Store {
                 Ok(MountSpec::Overlay { lowers, upper_work: None, userxattr: self.0.userxattr })
             }
         }
+    }
+
+    /// The merged view of `stack` (lowest first), read without mounting.
+    pub fn view(&self, stack: &[TreeId]) -> Result<View> {
+        Ok(View::new(self.layers(stack)?, false))
+    }
+
+    /// The merged view of `stack` with a draft on top that takes the changes.
+    pub fn edit<'a>(&self, stack: &[TreeId], draft: &'a mut Draft) -> Result<Editor<'a>> {
+        let lowers = self.layers(stack)?;
+        draft.adopt_root(&lowers)?;
+        Ok(Editor::new(lowers, draft))
+    }
+
+    /// Topmost first, without earlier occurrences of a tree.
+    fn layers(&self, stack: &[TreeId]) -> Result<Vec<Arc<Layer>>> {
+        let mut seen = HashSet::with_capacity(stack.len());
+        let mut layers = Vec::with_capacity(stack.len() + 1);
+        for id in stack.iter().rev().filter(|id| seen.insert(**id)) {
+            let path = self.existing(id)?;
+            let committed = path.parent() == Some(&self.0.root.join("trees"));
+            layers.push(Arc::new(Layer { id: *id, fs: path.join("fs"), committed, marked: AtomicBool::new(committed) }));
+        }
+        Ok(layers)
     }
 
     /// Returns once everything committed so far is on the disk.

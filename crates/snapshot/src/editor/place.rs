@@ -1,0 +1,98 @@
+//! Putting files of other trees into the draft.
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::inode::{Copied, Inode};
+use super::{Editor, Spot};
+use crate::metadata::Entry;
+use crate::{PathError, rel};
+
+/// How a file came into the draft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placed {
+    /// One inode in both trees.
+    Linked,
+    /// A copy that shares its blocks.
+    Cloned,
+    Copied,
+}
+
+impl Editor<'_> {
+    /// Puts `entry` (no directory), with its metadata as it is, at `path`, where nothing may be: by a hard link, unless the entry's tree is
+    /// below this draft (two names in one stack would have one inode number, which tools take for one file), or the inode is in the draft
+    /// already (the layer would show a hard link that was not asked for), or the disk refuses; else by a copy.
+    pub fn link_file(&mut self, entry: &Entry, path: impl AsRef<Path>) -> Result<Placed, PathError> {
+        let path = path.as_ref();
+        let spot = self.free_spot("link", path)?;
+        if self.may_link(entry, &spot) && self.link_at(entry, &spot).map_err(PathError::at("link", path))? {
+            return Ok(Placed::Linked);
+        }
+        self.copy_at(entry, &spot).map_err(PathError::at("copy", path))
+    }
+
+    /// As [`Editor::link_file`], but always a copy with an inode of its own, for what is to be changed afterwards.
+    pub fn copy_file(&mut self, entry: &Entry, path: impl AsRef<Path>) -> Result<Placed, PathError> {
+        let path = path.as_ref();
+        let spot = self.free_spot("copy", path)?;
+        self.copy_at(entry, &spot).map_err(PathError::at("copy", path))
+    }
+
+    fn may_link(&self, entry: &Entry, spot: &Spot) -> bool {
+        if entry.metadata.is_dir() || self.draft.links().has_linked(&entry.metadata) {
+            return false;
+        }
+        // Of mutable trees only the kept ones: they know how to part with a linked file.
+        if !entry.layer.committed && !entry.layer.is_cell() {
+            return false;
+        }
+        let beneath = self.merged().layers.iter().any(|layer| layer.id == entry.layer.id);
+        !beneath || entry.rel() == spot.path()
+    }
+
+    /// False if this file or this disk takes no further link.
+    fn link_at(&mut self, entry: &Entry, spot: &Spot) -> Result<bool, Errno> {
+        let upper = self.upper(&spot.dir)?;
+        self.clear_whiteout(&upper, &spot.name)?;
+        let (dir, name) = rel::split(entry.rel()).expect("no directory is linked");
+        self.open_source(entry, dir)?;
+        let (.., source) = self.source.as_ref().expect("opened above");
+        if !entry.layer.committed && !entry.layer.marked.load(Ordering::Relaxed) {
+            entry.layer.mark_linked()?;
+        }
+        match rustix::fs::linkat(source, name, &upper, spot.name.as_slice(), AtFlags::empty()) {
+            Ok(()) => {
+                self.draft.links_mut().note_linked(entry.layer.id, &entry.metadata);
+                Ok(true)
+            }
+            Err(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::ACCESS) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn copy_at(&mut self, entry: &Entry, spot: &Spot) -> Result<Placed, Errno> {
+        if entry.metadata.is_dir() {
+            return Err(Errno::ISDIR);
+        }
+        let upper = self.upper(&spot.dir)?;
+        self.clear_whiteout(&upper, &spot.name)?;
+        let (dir, name) = rel::split(entry.rel()).expect("no directory is copied");
+        self.open_source(entry, dir)?;
+        let (.., source) = self.source.as_ref().expect("opened above");
+        let inode = Inode::load(&entry.layer, source, name, entry.rel(), entry.metadata)?;
+        match inode.store(&upper, &spot.name)? {
+            Copied::Reflink => Ok(Placed::Cloned),
+            Copied::Bytes => Ok(Placed::Copied),
+        }
+    }
+
+    fn open_source(&mut self, entry: &Entry, dir: &[u8]) -> Result<(), Errno> {
+        let known = self.source.as_ref().is_some_and(|(layer, path, _)| layer.id == entry.layer.id && path == dir);
+        if !known {
+            self.source = Some((entry.layer.clone(), dir.to_vec(), entry.layer.open_dir(dir)?));
+        }
+        Ok(())
+    }
+}
