@@ -29,6 +29,9 @@ fn generate(set: protox::prost_reflect::prost_types::FileDescriptorSet, dir: &Pa
         .bytes(".moby.sshforward.v1.BytesMessage")
         .bytes(".moby.upload.v1.BytesMessage")
         .bytes(".pb.Definition.def")
+        .bytes(".moby.buildkit.v1.VertexLog.msg")
+        .bytes(".containerd.services.content.v1.WriteContentRequest.data")
+        .bytes(".containerd.services.content.v1.ReadContentResponse.data")
         .btree_map(".")
         .compile_fds(set)?;
     Ok(())

@@ -113,7 +113,7 @@ enum Source {
     Error(Box<dyn Error + Send + Sync>),
 }
 
-pub type Result<T> = std::result::Result<T, Fault>;
+pub type Result<T, E = Fault> = std::result::Result<T, E>;
 
 impl Fault {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {

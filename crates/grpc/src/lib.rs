@@ -1,1 +1,6 @@
-//! Control, session transport, gateway, content and health: own types to messages.
+//! The daemon's doors for programs: Control, session transport, gateway, content, health; own types to messages, faults to statuses.
+//!
+//! Knows how things travel and nothing of how they are done: builds are `job`'s ([`job::Service`]), what a session may be asked is `session`'s. Start at
+//! [`session`] for clients' tunnels.
+//! Invariants: malformed input dies here; no lock is held across an await; a stream that may stay silent sends its headers first.
+pub mod session;

@@ -13,7 +13,7 @@ use crate::{CONNECTION_WINDOW, MAX_FRAME, STREAM_WINDOW};
 #[derive(Clone)]
 pub struct Connection {
     requests: http2::SendRequest<Body>,
-    closed: task::Cancel,
+    life: task::Cancel,
 }
 
 /// Speaks first (preface and settings) and does not wait for the peer.
@@ -26,24 +26,24 @@ pub async fn connect(pipe: impl AsyncRead + AsyncWrite + Send + Unpin + 'static)
         .max_send_buf_size(2 << 20)
         .handshake(TokioIo::new(pipe))
         .await?;
-    let closed = task::Cancel::new();
-    let ended = task::CancelOnDrop::new(closed.clone(), "the connection was closed");
+    let life = task::Cancel::new();
+    let ended = task::CancelOnDrop::new(life.clone(), "the connection was closed");
+    let closed = life.clone();
     task::spawn("http2 connection", async move {
         // How it ended shows in the calls that were under way.
-        let _ = driver.await;
+        tokio::select! {
+            _ = driver => {}
+            () = closed.cancelled() => {}
+        }
         drop(ended);
     });
-    Ok(Connection { requests, closed })
+    Ok(Connection { requests, life })
 }
 
 impl Connection {
-    /// Resolves when the connection is gone.
-    pub async fn closed(&self) {
-        self.closed.cancelled().await;
-    }
-
-    pub fn is_closed(&self) -> bool {
-        self.closed.is_cancelled() || self.requests.is_closed()
+    /// Cancelled when the connection is gone; cancelling it closes the connection at once.
+    pub fn life(&self) -> &task::Cancel {
+        &self.life
     }
 }
 

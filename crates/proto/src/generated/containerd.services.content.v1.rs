@@ -65,8 +65,8 @@ pub struct ReadContentRequest {
 pub struct ReadContentResponse {
     #[prost(int64, tag = "1")]
     pub offset: i64,
-    #[prost(bytes = "vec", tag = "2")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Status {
@@ -115,8 +115,8 @@ pub struct WriteContentRequest {
     pub expected: ::prost::alloc::string::String,
     #[prost(int64, tag = "5")]
     pub offset: i64,
-    #[prost(bytes = "vec", tag = "6")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub data: ::prost::bytes::Bytes,
     #[prost(btree_map = "string, string", tag = "7")]
     pub labels: ::prost::alloc::collections::BTreeMap<
         ::prost::alloc::string::String,

@@ -195,8 +195,8 @@ pub struct VertexLog {
     pub timestamp: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(int64, tag = "3")]
     pub stream: i64,
-    #[prost(bytes = "vec", tag = "4")]
-    pub msg: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub msg: ::prost::bytes::Bytes,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct VertexWarning {
