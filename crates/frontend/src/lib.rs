@@ -3,5 +3,7 @@
 //! Owns the [`Bridge`] trait, through which a frontend asks the daemon back, and [`Outcome`], what it gives back. Knows no wire format
 //! (`grpc` translates the gateway service) and no solver (`job` implements [`Bridge`]). Start at [`bridge`].
 pub mod bridge;
+mod caps;
 
 pub use bridge::{Bridge, Outcome, Ref, Refs, ResolveRequest, SolveRequest, SourceMeta};
+pub use caps::GATEWAY_CAPABILITIES;

@@ -90,7 +90,7 @@ fn exec(exec: pb::ExecOp, inputs: &Inputs) -> Result<ExecOp> {
     })
 }
 
-fn meta(meta: pb::Meta) -> Meta {
+pub(crate) fn meta(meta: pb::Meta) -> Meta {
     Meta {
         args: meta.args,
         env: meta.env,

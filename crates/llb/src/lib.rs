@@ -16,6 +16,7 @@ mod encode;
 mod graph;
 mod load;
 mod name;
+pub mod parts;
 pub mod policy;
 mod rewrite;
 mod types;

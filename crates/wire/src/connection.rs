@@ -62,8 +62,8 @@ impl tower::Service<http::Request<Body>> for Connection {
 }
 
 /// Runs what a connection does in the background as named tasks.
-#[derive(Clone)]
-struct Tasks;
+#[derive(Clone, Copy)]
+pub(crate) struct Tasks;
 
 impl<F> hyper::rt::Executor<F> for Tasks
 where

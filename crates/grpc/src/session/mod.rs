@@ -9,8 +9,5 @@ mod tunnel;
 mod wire_session;
 
 pub use table::Sessions;
-pub(crate) use tunnel::serve;
+pub(crate) use tunnel::{Outgoing, serve};
 pub use wire_session::{Identity, WireSession};
-
-#[cfg(test)]
-mod tests;

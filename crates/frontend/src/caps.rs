@@ -1,0 +1,32 @@
+//! The capability ids of the gateway interface.
+
+/// What [`crate::Bridge`] and the gateway service can do, sorted; every one is enabled. LLB's own are [`llb::CAPABILITIES`].
+pub const GATEWAY_CAPABILITIES: &[&str] = &[
+    "frontend.caps",
+    "frontend.inputs",
+    "gateway.evaluate",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.filesystem",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
+    "gateway.solve.evaluate",
+    "gateway.solve.metadata",
+    "gateway.warnings",
+    "importcaches",
+    "proto.refarray",
+    "readdir",
+    "readfile",
+    "reference.attestations",
+    "reference.output",
+    "resolveimage",
+    "resolveimage.resolvemode",
+    "return",
+    "returnmap",
+    "solve.base",
+    "solve.inlinereturn",
+    "source.metaresolver",
+    "source.metaresolver.http.checksumrequest",
+    "source.metaresolver.image.attestations",
+    "statfile",
+];
