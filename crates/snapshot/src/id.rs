@@ -38,6 +38,13 @@ impl TreeId {
         Self(text)
     }
 
+    /// A number that no other tree has.
+    pub(crate) fn number(&self) -> u64 {
+        let digit = |b: u8| u64::from(if b.is_ascii_digit() { b - b'0' } else { b - b'a' + 10 });
+        // Any thirteen characters are a valid id, not all of them fit.
+        self.0.iter().fold(0, |number: u64, b| number.wrapping_mul(36).wrapping_add(digit(*b)))
+    }
+
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("an id is ASCII by construction")
     }
@@ -87,6 +94,7 @@ mod tests {
         let ids: Vec<TreeId> = (0..1000).map(|_| TreeId::fresh()).collect();
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
         assert_eq!(ids[0].as_str().parse::<TreeId>().unwrap(), ids[0]);
+        assert_eq!(TreeId::encode(ids[0].number()), ids[0]);
         for bad in ["", "..", "0000000000000/", "000000000000A", "00000000000000"] {
             assert!(bad.parse::<TreeId>().is_err(), "{bad}");
         }

@@ -17,6 +17,7 @@
 mod draft;
 mod editor;
 mod error;
+mod hash;
 mod id;
 mod layer;
 mod links;
