@@ -1,0 +1,78 @@
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use snapshot::{MountSpec, Top, TreeId};
+
+use crate::error::Result;
+use crate::node::{Kind, Layer, State};
+use crate::store::Layers;
+
+/// What users see of a layer in `du`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    pub description: String,
+    /// See [`Layer::record_type`]; empty is `regular`.
+    pub record_type: String,
+}
+
+impl Properties {
+    pub fn new(description: impl Into<String>) -> Self {
+        Self { description: description.into(), record_type: String::new() }
+    }
+
+    pub fn of_type(self, record_type: impl Into<String>) -> Self {
+        Self { record_type: record_type.into(), ..self }
+    }
+}
+
+/// A layer that can still be written. Dropped uncommitted, nothing of it stays.
+pub struct Draft {
+    home: Layers,
+    parent: Option<Layer>,
+    tree: snapshot::Draft,
+    stack: Vec<TreeId>,
+    properties: Properties,
+    /// Processes may have written to it through an overlay mount.
+    mounted: AtomicBool,
+}
+
+impl Layers {
+    /// A new layer on top of `parent`, which must be realized.
+    pub fn draft(&self, parent: Option<&Layer>, properties: Properties) -> Result<Draft> {
+        let stack = parent.map_or(Ok(Vec::new()), Layer::stack)?;
+        let tree = self.0.trees.create()?;
+        Ok(Draft { home: self.clone(), parent: parent.cloned(), tree, stack, properties, mounted: AtomicBool::new(false) })
+    }
+}
+
+impl Draft {
+    pub fn parent(&self) -> Option<&Layer> {
+        self.parent.as_ref()
+    }
+
+    /// The directory with the draft's own files, an overlay upper directory.
+    pub fn own_files(&self) -> PathBuf {
+        self.tree.fs()
+    }
+
+    /// How to mount the draft on top of its parent.
+    pub fn mount_spec(&self) -> Result<MountSpec> {
+        self.mounted.store(true, Ordering::Relaxed);
+        Ok(self.home.0.trees.mount_spec(&self.stack, Top::Draft(&self.tree))?)
+    }
+
+    pub fn set_description(&mut self, description: impl Into<String>) {
+        self.properties.description = description.into();
+    }
+
+    /// Makes it a layer. Waits for no disk: [`Layers::flush`] and [`Layers::sync`] do.
+    pub fn commit(self) -> Result<Layer> {
+        let mut state = State::default();
+        if self.mounted.into_inner() {
+            state.opaque = crate::opaque::tidy(&self.home, &self.tree, &self.stack)?;
+        }
+        state.tree = Some(self.home.0.trees.commit(self.tree)?);
+        let kind = Kind::Layer { parent: self.parent.as_ref().map(|p| p.0.clone()) };
+        Ok(Layer::over(self.home.create(kind, self.properties, None, state)))
+    }
+}

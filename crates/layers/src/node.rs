@@ -1,0 +1,197 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use oci::{Descriptor, Digest, Timestamp};
+use snapshot::TreeId;
+
+use crate::error::{Error, Result};
+use crate::image::BlobSource;
+use crate::record::{KindRecord, Record};
+use crate::store::Layers;
+use crate::{LayerId, Properties};
+
+/// A layer in memory. There is at most one for each id; it holds its parents.
+pub(crate) struct Node {
+    pub id: LayerId,
+    pub home: Layers,
+    pub kind: Kind,
+    pub created: Timestamp,
+    pub record_type: String,
+    state: Mutex<State>,
+    /// Handles outside of this room. Zero does not mean unused: a child in use uses its parents.
+    users: AtomicUsize,
+}
+
+pub(crate) enum Kind {
+    Layer { parent: Option<Arc<Node>> },
+    Merge { inputs: Vec<Arc<Node>> },
+    Diff { lower: Option<Arc<Node>>, upper: Option<Arc<Node>>, computed: bool },
+    Cell { key: String, base: Option<Arc<Node>> },
+}
+
+/// What changes in the life of a layer.
+#[derive(Clone, Default)]
+pub(crate) struct State {
+    pub description: String,
+    pub tree: Option<TreeId>,
+    pub opaque: bool,
+    pub explicit: Option<TreeId>,
+    pub blobs: Vec<Descriptor>,
+    pub diff_id: Option<Digest>,
+    pub chain_id: Option<Digest>,
+    pub blob_chain_id: Option<Digest>,
+    pub size: Option<u64>,
+    /// Where the blob comes from. Known as long as someone keeps the layer.
+    pub source: Option<Arc<dyn BlobSource>>,
+}
+
+impl Node {
+    pub fn new(id: LayerId, home: Layers, kind: Kind, properties: Properties, created: Timestamp, state: State) -> Self {
+        let state = State { description: properties.description, ..state };
+        Self { id, home, kind, created, record_type: properties.record_type, state: Mutex::new(state), users: AtomicUsize::new(0) }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of a layer's state panics")
+    }
+
+    pub fn parents(&self) -> Vec<&Arc<Node>> {
+        match &self.kind {
+            Kind::Layer { parent } | Kind::Cell { base: parent, .. } => parent.iter().collect(),
+            Kind::Merge { inputs } => inputs.iter().collect(),
+            Kind::Diff { lower, upper, .. } => lower.iter().chain(upper).collect(),
+        }
+    }
+
+    pub fn users(&self) -> usize {
+        self.users.load(Ordering::Acquire)
+    }
+
+    /// The record that the database should have.
+    pub fn record(&self, state: &State) -> Record {
+        let id = |node: &Option<Arc<Node>>| node.as_ref().map(|n| n.id);
+        let kind = match &self.kind {
+            Kind::Layer { parent } => KindRecord::Layer { parent: id(parent) },
+            Kind::Merge { inputs } => KindRecord::Merge { inputs: inputs.iter().map(|n| n.id).collect() },
+            Kind::Diff { lower, upper, computed } => KindRecord::Diff { lower: id(lower), upper: id(upper), computed: *computed },
+            Kind::Cell { key, base } => KindRecord::Cell { key: key.clone(), base: id(base) },
+        };
+        let state = state.clone();
+        Record {
+            kind,
+            created: self.created,
+            description: state.description,
+            record_type: self.record_type.clone(),
+            tree: state.tree,
+            opaque: state.opaque,
+            explicit: state.explicit,
+            blobs: state.blobs,
+            diff_id: state.diff_id,
+            chain_id: state.chain_id,
+            blob_chain_id: state.blob_chain_id,
+            size: state.size,
+        }
+    }
+
+    /// The layers that have a diff of their own, lowest first. What an image of this layer consists of; an entry may come twice, through
+    /// merges of layers with a common base.
+    pub fn chain(self: &Arc<Self>) -> Vec<Element> {
+        let mut chain = Vec::new();
+        // A stack instead of recursion: chains may be thousands of layers long.
+        let mut pending = vec![Step { node: self.clone(), explicit: false }];
+        while let Some(step) = pending.pop() {
+            let below = |node: &Arc<Node>, explicit| Step { node: node.clone(), explicit };
+            match &step.node.kind {
+                Kind::Cell { .. } => {}
+                Kind::Layer { parent } => {
+                    chain.push(Element { node: step.node.clone(), explicit: step.explicit });
+                    pending.extend(parent.iter().map(|p| below(p, step.explicit)));
+                }
+                // Built from the top down: the last input is on top, so it is walked first.
+                Kind::Merge { inputs } => {
+                    let inputs = inputs.iter().enumerate();
+                    pending.extend(inputs.map(|(n, input)| below(input, step.explicit || n > 0)));
+                }
+                Kind::Diff { computed: true, .. } => chain.push(Element { node: step.node.clone(), explicit: step.explicit }),
+                Kind::Diff { lower, upper, computed: false } => {
+                    let kept = upper.as_ref().map_or(Vec::new(), |u| u.chain());
+                    let dropped = lower.as_ref().map_or(0, |l| l.chain().len());
+                    let reused = kept.into_iter().skip(dropped).rev();
+                    chain.extend(reused.map(|e| Element { explicit: e.explicit || step.explicit, ..e }));
+                }
+            }
+        }
+        chain.reverse();
+        chain
+    }
+
+    /// The trees to stack, lowest first.
+    pub fn stack(self: &Arc<Self>) -> Result<Vec<TreeId>> {
+        self.chain().iter().map(Element::tree).collect()
+    }
+}
+
+struct Step {
+    node: Arc<Node>,
+    explicit: bool,
+}
+
+/// A member of a chain.
+#[derive(Clone)]
+pub(crate) struct Element {
+    pub node: Arc<Node>,
+    /// It lies on layers that it was not made on, so it must not hide whole directories.
+    pub explicit: bool,
+}
+
+impl Element {
+    fn tree(&self) -> Result<TreeId> {
+        let state = self.node.state();
+        let tree = if self.explicit && state.opaque { state.explicit } else { state.tree };
+        tree.ok_or(Error::Lazy { id: self.node.id })
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.home.forget(&self.id);
+    }
+}
+
+/// A handle on a layer; cheap to clone. While one lives, neither the layer nor anything below it is pruned.
+pub struct Layer(pub(crate) Arc<Node>);
+
+impl Layer {
+    pub(crate) fn over(node: Arc<Node>) -> Self {
+        node.users.fetch_add(1, Ordering::AcqRel);
+        Self(node)
+    }
+}
+
+impl Clone for Layer {
+    fn clone(&self) -> Self {
+        Self::over(self.0.clone())
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        if self.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.home.used(&self.0.id);
+        }
+    }
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Layer({})", self.0.id)
+    }
+}
+
+impl PartialEq for Layer {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for Layer {}

@@ -1,0 +1,337 @@
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::SystemTime;
+
+use content::Watermark;
+use kv::{Batch, Db, Json};
+use oci::Timestamp;
+use snapshot::TreeId;
+
+use crate::budget::Budget;
+use crate::error::{Error, Result};
+use crate::flight::Flights;
+use crate::node::{Kind, Layer, Node, State};
+use crate::record::{BLOB_CHAINS, BLOBS, CELLS, CHAINS, CHILDREN, KindRecord, META, RECORDS, Record, TREES, USES, Uses};
+use crate::{LayerId, Properties};
+
+/// All layers. Clones are the same.
+#[derive(Clone)]
+pub struct Layers(pub(crate) Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub db: Db,
+    pub content: content::Store,
+    pub trees: snapshot::Store,
+    pub watermark: Watermark,
+    /// Layers in memory. A record is deleted only under this lock, having seen that nothing here keeps it.
+    live: Mutex<HashMap<LayerId, Weak<Node>>>,
+    /// Uses not written to the database yet.
+    uses: Mutex<BTreeMap<LayerId, Uses>>,
+    pub flights: Flights,
+    pub budget: Budget,
+    pub cells: crate::cell::Guards,
+    pub(crate) pruning: Mutex<()>,
+}
+
+impl Layers {
+    /// Opens the layers that the database knows. Drops what a power cut may have torn; looks at no other layer.
+    pub fn open(db: Db, content: content::Store, trees: snapshot::Store) -> Result<Self> {
+        let boot_id = content::boot_id().map_err(Error::io("read", Path::new("/proc/sys/kernel/random/boot_id")))?;
+        Self::open_as_of_boot(db, content, trees, &boot_id)
+    }
+
+    /// [`Layers::open`] for tests of what happens when the machine was restarted.
+    pub fn open_as_of_boot(db: Db, content: content::Store, trees: snapshot::Store, boot_id: &str) -> Result<Self> {
+        let (watermark, doubtful) = Watermark::open(&db, "layers", boot_id)?;
+        let layers = Self(Arc::new(Shared {
+            db,
+            content,
+            trees,
+            watermark,
+            live: Mutex::default(),
+            uses: Mutex::default(),
+            flights: Flights::default(),
+            budget: Budget::for_this_machine(),
+            cells: crate::cell::Guards::default(),
+            pruning: Mutex::default(),
+        }));
+        layers.drop_doubtful(&doubtful)?;
+        Ok(layers)
+    }
+
+    /// Records whose trees were not synced when the machine went down. What lies on them was made later and is among them, too.
+    fn drop_doubtful(&self, names: &[Vec<u8>]) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        self.0.watermark.settle(&mut batch)?;
+        for name in names {
+            let Some(id) = std::str::from_utf8(name).ok().and_then(|text| text.parse::<LayerId>().ok()) else { continue };
+            if let Some(Json(record)) = self.0.db.get(&RECORDS, id.as_str())? {
+                tracing::warn!(layer = %id, "the machine went down before this layer was synced; dropping it");
+                for tree in self.erase(&mut batch, &id, &record)? {
+                    self.remove_tree(&tree);
+                }
+            }
+        }
+        self.0.db.submit(batch);
+        Ok(())
+    }
+
+    /// A layer by the id it had in an earlier life of the process, or in this one. `None` if it, or anything below it, is gone.
+    ///
+    /// The layer may be lazy with nobody left who knows where its blobs are; [`Layer::missing`] tells.
+    pub fn get(&self, id: &LayerId) -> Result<Option<Layer>> {
+        let mut loaded = Loaded::default();
+        let node = self.load(&mut self.live(), id, &mut loaded);
+        // `loaded` is dropped after the lock: nodes take it when they go.
+        Ok(node?.map(Layer::over))
+    }
+
+    /// The node of `id` with everything below it, made bottom up without recursion.
+    pub(crate) fn load(&self, live: &mut Live<'_>, id: &LayerId, loaded: &mut Loaded) -> Result<Option<Arc<Node>>> {
+        let mut pending = vec![*id];
+        while let Some(&next) = pending.last() {
+            if loaded.0.contains_key(&next) {
+                pending.pop();
+                continue;
+            }
+            if let Some(node) = live.get(&next).and_then(Weak::upgrade) {
+                loaded.0.insert(next, Some(node));
+                continue;
+            }
+            let Some(Json(record)) = self.0.db.get(&RECORDS, next.as_str())? else {
+                loaded.0.insert(next, None);
+                continue;
+            };
+            let parents = record.kind.parents();
+            let unknown: Vec<LayerId> = parents.iter().filter(|p| !loaded.0.contains_key(p)).copied().collect();
+            if unknown.is_empty() {
+                let node = self.revive(next, record, loaded)?;
+                if let Some(node) = &node {
+                    live.insert(next, Arc::downgrade(node));
+                }
+                loaded.0.insert(next, node);
+            } else {
+                pending.extend(unknown);
+            }
+        }
+        Ok(loaded.0.get(id).cloned().flatten())
+    }
+
+    /// Makes a node of a record whose parents are loaded. `None`, and the record goes, if it cannot be used any more.
+    fn revive(&self, id: LayerId, mut record: Record, loaded: &Loaded) -> Result<Option<Arc<Node>>> {
+        let kind = self.kind_of(&record.kind, loaded);
+        let tree_lost = record.tree.is_some_and(|tree| !self.0.trees.contains(&tree));
+        if tree_lost && !record.blobs.is_empty() && matches!(record.kind, KindRecord::Layer { .. }) {
+            tracing::warn!(layer = %id, "the files of a layer are gone; they will be unpacked again");
+            (record.tree, record.size) = (None, None);
+        }
+        let (Some(kind), false) = (kind, record.tree.is_some() && tree_lost) else {
+            tracing::warn!(layer = %id, "a layer cannot be used any more; dropping its record");
+            let mut batch = Batch::new();
+            self.erase(&mut batch, &id, &record)?;
+            self.0.db.submit(batch);
+            return Ok(None);
+        };
+        let state = State {
+            description: String::new(),
+            tree: record.tree,
+            opaque: record.opaque,
+            explicit: record.explicit,
+            blobs: record.blobs,
+            diff_id: record.diff_id,
+            chain_id: record.chain_id,
+            blob_chain_id: record.blob_chain_id,
+            size: record.size,
+            source: None,
+        };
+        let properties = Properties { description: record.description, record_type: record.record_type };
+        Ok(Some(Arc::new(Node::new(id, self.clone(), kind, properties, record.created, state))))
+    }
+
+    fn kind_of(&self, record: &KindRecord, loaded: &Loaded) -> Option<Kind> {
+        let one = |id: &LayerId| loaded.0.get(id).cloned().flatten();
+        // The outer option says whether the record can be used, the inner one is the record's own.
+        let optional = |id: &Option<LayerId>| match id {
+            None => Some(None),
+            Some(id) => one(id).map(Some),
+        };
+        Some(match record {
+            KindRecord::Layer { parent } => Kind::Layer { parent: optional(parent)? },
+            KindRecord::Merge { inputs } => Kind::Merge { inputs: inputs.iter().map(one).collect::<Option<_>>()? },
+            KindRecord::Diff { lower, upper, computed } => {
+                Kind::Diff { lower: optional(lower)?, upper: optional(upper)?, computed: *computed }
+            }
+            KindRecord::Cell { key, base } => Kind::Cell { key: key.clone(), base: optional(base)? },
+        })
+    }
+
+    /// Records a new layer. Returns its node, which is live from now on.
+    pub(crate) fn create(&self, kind: Kind, properties: Properties, created: Option<Timestamp>, state: State) -> Arc<Node> {
+        let created = created.unwrap_or_else(|| SystemTime::now().into());
+        let node = Arc::new(Node::new(LayerId::random(), self.clone(), kind, properties, created, state));
+        let mut batch = Batch::new();
+        for parent in node.parents() {
+            batch.put(&CHILDREN, pair(&parent.id, &node.id).as_str(), &());
+        }
+        self.live().insert(node.id, Arc::downgrade(&node));
+        self.write(&mut batch, &node, &node.state());
+        self.0.db.submit(batch);
+        node
+    }
+
+    /// Adds the node's record and its index entries to the batch. A record with a tree is only believed after a power cut once synced.
+    pub(crate) fn write(&self, batch: &mut Batch, node: &Node, state: &State) {
+        let id = &node.id;
+        batch.put(&RECORDS, id.as_str(), &Json(node.record(state)));
+        for tree in state.tree.iter().chain(&state.explicit) {
+            batch.put(&TREES, pair(tree, id).as_str(), &());
+            self.0.watermark.note(batch, id.as_str().as_bytes());
+        }
+        for blob in &state.blobs {
+            batch.put(&BLOBS, pair(&blob.digest, id).as_str(), &());
+        }
+        if let Some(chain) = &state.chain_id {
+            batch.put(&CHAINS, pair(chain, id).as_str(), &());
+        }
+        if let Some(chain) = &state.blob_chain_id {
+            batch.put(&BLOB_CHAINS, chain.as_str(), &Json(*id));
+        }
+        if let Kind::Cell { key, .. } = &node.kind {
+            batch.put(&CELLS, format!("{key}\0{id}").as_str(), &());
+        }
+    }
+
+    /// Changes a node's state and its record.
+    pub(crate) fn change<T>(&self, node: &Node, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = node.state();
+        let outcome = change(&mut state);
+        let mut batch = Batch::new();
+        self.write(&mut batch, node, &state);
+        // Submitted under the lock of the state, so that records follow each other in the order of the changes.
+        self.0.db.submit(batch);
+        outcome
+    }
+
+    /// Adds the removal of a record and all that hangs on it to the batch. Returns the trees that belong to nobody then.
+    pub(crate) fn erase(&self, batch: &mut Batch, id: &LayerId, record: &Record) -> Result<Vec<TreeId>> {
+        let read = self.0.db.read()?;
+        batch.delete(&RECORDS, id.as_str()).delete(&USES, id.as_str());
+        for parent in record.kind.parents() {
+            batch.delete(&CHILDREN, pair(&parent, id).as_str());
+        }
+        for (key, _) in read.prefix(&META, meta_key(id, "").as_slice())? {
+            batch.delete(&META, key.as_slice());
+        }
+        for blob in &record.blobs {
+            batch.delete(&BLOBS, pair(&blob.digest, id).as_str());
+        }
+        if let Some(chain) = &record.chain_id {
+            batch.delete(&CHAINS, pair(chain, id).as_str());
+        }
+        if let Some(chain) = &record.blob_chain_id
+            && read.get(&BLOB_CHAINS, chain.as_str())? == Some(Json(*id))
+        {
+            batch.delete(&BLOB_CHAINS, chain.as_str());
+        }
+        if let KindRecord::Cell { key, .. } = &record.kind {
+            batch.delete(&CELLS, format!("{key}\0{id}").as_str());
+        }
+        let mut freed = Vec::new();
+        for tree in record.tree.iter().chain(&record.explicit) {
+            batch.delete(&TREES, pair(tree, id).as_str());
+            let owners = read.prefix(&TREES, format!("{tree}/").as_bytes())?;
+            if owners.iter().all(|(key, ())| *key == pair(tree, id)) {
+                freed.push(*tree);
+            }
+        }
+        Ok(freed)
+    }
+
+    pub(crate) fn remove_tree(&self, tree: &TreeId) {
+        if self.0.trees.contains(tree)
+            && let Err(error) = self.0.trees.remove(tree)
+        {
+            tracing::warn!(%tree, %error, "a tree without a layer stays until the next start");
+        }
+    }
+
+    pub(crate) fn live(&self) -> Live<'_> {
+        self.0.live.lock().expect("no holder of the lock panics")
+    }
+
+    /// Called by a node that goes.
+    pub(crate) fn forget(&self, id: &LayerId) {
+        let mut live = self.live();
+        if live.get(id).is_some_and(|node| node.strong_count() == 0) {
+            live.remove(id);
+        }
+    }
+
+    /// Called when the last handle of a layer goes: that was a use.
+    pub(crate) fn used(&self, id: &LayerId) {
+        let mut uses = self.0.uses.lock().expect("no holder of the lock panics");
+        let entry = uses.entry(*id).or_default();
+        entry.count += 1;
+        entry.last = Some(SystemTime::now().into());
+    }
+
+    /// Writes the uses that are only in memory to the database.
+    pub(crate) fn write_uses(&self) -> Result<()> {
+        let new = std::mem::take(&mut *self.0.uses.lock().expect("no holder of the lock panics"));
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.0.db.update(|tx| {
+            for (id, uses) in new {
+                // A record that was erased meanwhile must not get its uses back.
+                if tx.get(&RECORDS, id.as_str())?.is_none() {
+                    continue;
+                }
+                let before = tx.get(&USES, id.as_str())?.map_or(Uses::default(), |Json(uses)| uses);
+                let sum = Uses { count: before.count + uses.count, last: uses.last.max(before.last) };
+                tx.put(&USES, id.as_str(), &Json(sum));
+            }
+            Ok(())
+        })
+    }
+
+    pub fn content(&self) -> &content::Store {
+        &self.0.content
+    }
+
+    pub fn trees(&self) -> &snapshot::Store {
+        &self.0.trees
+    }
+
+    /// Waits until every layer made before this call survives `kill -9`. What survives a power cut is up to [`Layers::sync`].
+    pub async fn flush(&self) -> Result<()> {
+        Ok(self.0.db.flush().await?)
+    }
+
+    /// Waits until every layer and blob made before this call survives a power cut.
+    pub fn sync(&self) -> Result<()> {
+        self.0.content.sync()?;
+        self.0.watermark.advance(|| Ok::<_, Error>(self.0.trees.sync()?))?;
+        Ok(self.0.db.flush_blocking()?)
+    }
+}
+
+pub(crate) type Live<'a> = MutexGuard<'a, HashMap<LayerId, Weak<Node>>>;
+
+/// Nodes found during a load. Must outlive the lock of the live ones.
+#[derive(Default)]
+pub(crate) struct Loaded(HashMap<LayerId, Option<Arc<Node>>>);
+
+/// A key of two ids.
+pub(crate) fn pair(first: &impl std::fmt::Display, second: &impl std::fmt::Display) -> String {
+    format!("{first}/{second}")
+}
+
+pub(crate) fn meta_key(id: &LayerId, key: &str) -> Vec<u8> {
+    [id.as_str().as_bytes(), b"\0", key.as_bytes()].concat()
+}
+

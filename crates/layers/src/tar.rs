@@ -1,0 +1,7 @@
+//! The tar format: reading what others write, and writing exactly what Go's `archive/tar` writes.
+mod block;
+mod pax;
+mod reader;
+mod sparse;
+
+pub(crate) use reader::{Entry, EntryKind, Reader, TarError};
