@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci::{Digest, Hasher};
 
@@ -57,6 +57,15 @@ impl Ingest {
         self.offset
     }
 
+    /// What is there already, for who wants the whole stream.
+    pub fn earlier(&self) -> Result<io::Take<File>> {
+        earlier(&self.path, self.offset)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub fn expected(&self) -> Option<&(Digest, u64)> {
         self.expected.as_ref()
     }
@@ -106,6 +115,10 @@ impl Ingest {
     pub fn abort(mut self) {
         self.resumable = false;
     }
+}
+
+pub(crate) fn earlier(path: &Path, length: u64) -> Result<io::Take<File>> {
+    Ok(File::open(path).map_err(Error::io("open partial blob", path))?.take(length))
 }
 
 impl Write for Ingest {

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use bytes::Bytes;
 use oci::Digest;
 use tokio::sync::mpsc;
@@ -14,6 +16,7 @@ pub struct IngestStream {
     chunks: Option<mpsc::Sender<Message>>,
     outcome: task::Task<Result<Option<Hold>>>,
     offset: u64,
+    path: PathBuf,
 }
 
 enum Message {
@@ -32,7 +35,7 @@ impl IngestStream {
             tokio::task::spawn_blocking(move || span.in_scope(work)).await.unwrap_or(Err(Error::Writer))
         });
         match offset.await {
-            Ok(offset) => Ok(Self { chunks: Some(chunks), outcome, offset }),
+            Ok((offset, path)) => Ok(Self { chunks: Some(chunks), outcome, offset, path }),
             Err(_) => match outcome.join().await {
                 Ok(Err(error)) => Err(error),
                 _ => Err(Error::Writer),
@@ -43,6 +46,11 @@ impl IngestStream {
     /// Where the source must go on: what an earlier ingest left, plus what was written to this one.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// What an earlier ingest left, for who wants the whole stream. To be called before anything is written to this one.
+    pub fn earlier(&self) -> Result<std::io::Take<std::fs::File>> {
+        crate::ingest::earlier(&self.path, self.offset)
     }
 
     /// Queues a chunk; waits if the disk is behind.
@@ -86,10 +94,10 @@ fn write(
     key: &str,
     expected: Option<(Digest, u64)>,
     mut queue: mpsc::Receiver<Message>,
-    opened: tokio::sync::oneshot::Sender<u64>,
+    opened: tokio::sync::oneshot::Sender<(u64, PathBuf)>,
 ) -> Result<Option<Hold>> {
     let mut ingest = store.ingest(key, expected)?;
-    let _ = opened.send(ingest.offset());
+    let _ = opened.send((ingest.offset(), ingest.path().to_owned()));
     while let Some(message) = queue.blocking_recv() {
         match message {
             Message::Data(data) => ingest.write(&data)?,

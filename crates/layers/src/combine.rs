@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
+use crate::Properties;
 use crate::node::{Kind, Layer, Node, State};
 use crate::store::Layers;
-use crate::Properties;
 
 impl Layers {
     /// The inputs on top of each other, later ones winning. Costs a record: no file is touched.
@@ -39,4 +39,3 @@ impl Layers {
         Some(Layer::over(self.create(kind, properties, None, State::default())))
     }
 }
-

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use snapshot::{MountSpec, Top, TreeId};
+use snapshot::{Editor, MountSpec, Top, TreeId};
 
 use crate::error::Result;
 use crate::node::{Kind, Layer, State};
@@ -53,6 +53,11 @@ impl Draft {
     /// The directory with the draft's own files, an overlay upper directory.
     pub fn own_files(&self) -> PathBuf {
         self.tree.fs()
+    }
+
+    /// Reads the parent and the draft as one, writes to the draft. No mount is involved.
+    pub fn editor(&mut self) -> Result<Editor<'_>> {
+        Ok(self.home.0.trees.edit(&self.stack, &mut self.tree)?)
     }
 
     /// How to mount the draft on top of its parent.

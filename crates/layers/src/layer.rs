@@ -2,11 +2,11 @@ use kv::Batch;
 use oci::{Descriptor, Digest, Timestamp};
 use snapshot::{MountSpec, Top, TreeId};
 
+use crate::LayerId;
 use crate::error::Result;
 use crate::node::{Kind, Layer};
 use crate::record::META;
 use crate::store::meta_key;
-use crate::LayerId;
 
 impl Layer {
     pub fn id(&self) -> LayerId {

@@ -1,1 +1,46 @@
 //! Binds trees to blobs: lazy layers, diff, compress, unpack, exact usage, prune.
+//!
+//! Owns the records of layers: what each is made on or of, which tree and which blobs hold it, what users see of it, who uses it. A layer
+//! is a tree in `snapshot`, or blobs in `content` or elsewhere, or both; what is missing of the two is made from the other when someone
+//! asks. Does not know images, registries, ops or cache keys.
+//!
+//! Start at [`Layers`] and [`Layer`]; then [`Draft`] (how a step makes one), [`Layers::from_image`] and [`Layer::realize`] (how a pulled
+//! one becomes files), [`Layers::merge`] and [`Layers::diff`] (which touch no file), [`Cell`] (mutable trees that stay).
+//!
+//! Invariants:
+//! - While a handle of a layer lives, the layer and all below it stay.
+//! - Committing waits for no disk. What [`Layers::flush`] has covered survives `kill -9`, what [`Layers::sync`] has covered a power cut;
+//!   what is lost is lost whole, and never with something on top of it left behind.
+//! - Work on a layer that several want is done once.
+//! - Nothing in an archive reaches anything outside the layer's own tree.
+mod budget;
+mod cell;
+mod combine;
+mod compare;
+mod decompress;
+mod download;
+mod draft;
+mod error;
+mod explicit;
+mod flight;
+mod id;
+mod image;
+mod layer;
+mod node;
+mod opaque;
+mod realize;
+mod record;
+mod same;
+mod store;
+mod tar;
+mod unpack;
+
+pub use cell::{Cell, Sharing};
+pub use draft::{Draft, Properties};
+pub use error::{Error, Result};
+pub use id::{LayerId, LayerIdError};
+pub use image::{BlobSource, ByteStream, ImageLayer};
+pub use node::Layer;
+pub use store::Layers;
+pub use tar::TarError;
+pub use unpack::UnpackError;

@@ -58,11 +58,22 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum KindRecord {
-    Layer { parent: Option<LayerId> },
-    Merge { inputs: Vec<LayerId> },
+    Layer {
+        parent: Option<LayerId>,
+    },
+    Merge {
+        inputs: Vec<LayerId>,
+    },
     /// `computed` has a tree of its own; otherwise it is what `upper` has above `lower`.
-    Diff { lower: Option<LayerId>, upper: Option<LayerId>, computed: bool },
-    Cell { key: String, base: Option<LayerId> },
+    Diff {
+        lower: Option<LayerId>,
+        upper: Option<LayerId>,
+        computed: bool,
+    },
+    Cell {
+        key: String,
+        base: Option<LayerId>,
+    },
 }
 
 impl KindRecord {

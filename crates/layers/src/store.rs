@@ -5,8 +5,9 @@ use std::time::SystemTime;
 
 use content::Watermark;
 use kv::{Batch, Db, Json};
-use oci::Timestamp;
+use oci::{Digest, Timestamp};
 use snapshot::TreeId;
+use tokio::sync::Semaphore;
 
 use crate::budget::Budget;
 use crate::error::{Error, Result};
@@ -28,7 +29,12 @@ pub(crate) struct Shared {
     live: Mutex<HashMap<LayerId, Weak<Node>>>,
     /// Uses not written to the database yet.
     uses: Mutex<BTreeMap<LayerId, Uses>>,
-    pub flights: Flights,
+    pub flights: Flights<()>,
+    pub trees_made: Flights<crate::realize::Realized>,
+    /// Downloads, one at a time for each blob.
+    pub gates: Mutex<HashMap<Digest, Weak<Semaphore>>>,
+    /// Vertices shown as running, and by how many layers.
+    pub intervals: Mutex<HashMap<Digest, usize>>,
     pub budget: Budget,
     pub cells: crate::cell::Guards,
     pub(crate) pruning: Mutex<()>,
@@ -52,6 +58,9 @@ impl Layers {
             live: Mutex::default(),
             uses: Mutex::default(),
             flights: Flights::default(),
+            trees_made: Flights::default(),
+            gates: Mutex::default(),
+            intervals: Mutex::default(),
             budget: Budget::for_this_machine(),
             cells: crate::cell::Guards::default(),
             pruning: Mutex::default(),
@@ -174,22 +183,28 @@ impl Layers {
         let created = created.unwrap_or_else(|| SystemTime::now().into());
         let node = Arc::new(Node::new(LayerId::random(), self.clone(), kind, properties, created, state));
         let mut batch = Batch::new();
+        // Only here: a cell that lost its key must not get it back with a later change.
+        if let Kind::Cell { key, .. } = &node.kind {
+            batch.put(&CELLS, format!("{key}\0{}", node.id).as_str(), &());
+        }
         for parent in node.parents() {
             batch.put(&CHILDREN, pair(&parent.id, &node.id).as_str(), &());
         }
         self.live().insert(node.id, Arc::downgrade(&node));
         self.write(&mut batch, &node, &node.state());
+        if node.state().tree.is_some() {
+            self.0.watermark.note(&mut batch, node.id.as_str().as_bytes());
+        }
         self.0.db.submit(batch);
         node
     }
 
-    /// Adds the node's record and its index entries to the batch. A record with a tree is only believed after a power cut once synced.
+    /// Adds the node's record and its index entries to the batch.
     pub(crate) fn write(&self, batch: &mut Batch, node: &Node, state: &State) {
         let id = &node.id;
         batch.put(&RECORDS, id.as_str(), &Json(node.record(state)));
         for tree in state.tree.iter().chain(&state.explicit) {
             batch.put(&TREES, pair(tree, id).as_str(), &());
-            self.0.watermark.note(batch, id.as_str().as_bytes());
         }
         for blob in &state.blobs {
             batch.put(&BLOBS, pair(&blob.digest, id).as_str(), &());
@@ -200,20 +215,28 @@ impl Layers {
         if let Some(chain) = &state.blob_chain_id {
             batch.put(&BLOB_CHAINS, chain.as_str(), &Json(*id));
         }
-        if let Kind::Cell { key, .. } = &node.kind {
-            batch.put(&CELLS, format!("{key}\0{id}").as_str(), &());
-        }
     }
 
     /// Changes a node's state and its record.
     pub(crate) fn change<T>(&self, node: &Node, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = node.state();
+        let before = (state.tree, state.explicit);
         let outcome = change(&mut state);
         let mut batch = Batch::new();
         self.write(&mut batch, node, &state);
+        if before != (state.tree, state.explicit) {
+            self.0.watermark.note(&mut batch, node.id.as_str().as_bytes());
+        }
         // Submitted under the lock of the state, so that records follow each other in the order of the changes.
         self.0.db.submit(batch);
         outcome
+    }
+
+    /// Notes that files of the node changed in place and are not synced.
+    pub(crate) fn doubt(&self, node: &Node) {
+        let mut batch = Batch::new();
+        self.0.watermark.note(&mut batch, node.id.as_str().as_bytes());
+        self.0.db.submit(batch);
     }
 
     /// Adds the removal of a record and all that hangs on it to the batch. Returns the trees that belong to nobody then.
@@ -313,10 +336,14 @@ impl Layers {
     }
 
     /// Waits until every layer and blob made before this call survives a power cut.
-    pub fn sync(&self) -> Result<()> {
-        self.0.content.sync()?;
-        self.0.watermark.advance(|| Ok::<_, Error>(self.0.trees.sync()?))?;
-        Ok(self.0.db.flush_blocking()?)
+    pub async fn sync(&self) -> fault::Result<()> {
+        let home = self.clone();
+        let files = move || {
+            home.0.content.sync()?;
+            Ok(home.0.watermark.advance(|| Ok::<_, Error>(home.0.trees.sync()?))?)
+        };
+        task::blocking(files).await?;
+        Ok(self.0.db.flush().await?)
     }
 }
 
@@ -334,4 +361,3 @@ pub(crate) fn pair(first: &impl std::fmt::Display, second: &impl std::fmt::Displ
 pub(crate) fn meta_key(id: &LayerId, key: &str) -> Vec<u8> {
     [id.as_str().as_bytes(), b"\0", key.as_bytes()].concat()
 }
-

@@ -4,4 +4,5 @@ mod pax;
 mod reader;
 mod sparse;
 
-pub(crate) use reader::{Entry, EntryKind, Reader, TarError};
+pub use reader::TarError;
+pub(crate) use reader::{Entry, EntryKind, Reader};

@@ -102,11 +102,7 @@ impl Unpack {
         if existing != Existing::Nothing && !stays {
             self.places.remove(spot.dir, &name, &path)?;
         }
-        if entry.kind == EntryKind::Directory {
-            self.directory(entry, &spot, existing)
-        } else {
-            self.other(entry, &spot, data)
-        }
+        if entry.kind == EntryKind::Directory { self.directory(entry, &spot, existing) } else { self.other(entry, &spot, data) }
     }
 
     fn directory(&mut self, entry: &Entry, spot: &Spot<'_>, existing: Existing) -> Result<(), UnpackError> {
@@ -146,7 +142,8 @@ impl Unpack {
 
     fn file(&mut self, entry: &Entry, spot: &Spot<'_>, data: &mut impl Read) -> Result<(), UnpackError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(spot.dir, spot.name, flags, Mode::from_raw_mode(0o600)).map_err(UnpackError::os("create", spot.path))?;
+        let file =
+            rustix::fs::openat(spot.dir, spot.name, flags, Mode::from_raw_mode(0o600)).map_err(UnpackError::os("create", spot.path))?;
         let mut file = File::from(file);
         let failed = |e| UnpackError::io("write", spot.path)(e);
         match &entry.segments {
@@ -238,13 +235,7 @@ impl Unpack {
     }
 
     /// Owner, attributes, mode and times, in the order in which the kernel does not undo them.
-    fn attributes_of(
-        &self,
-        entry: &Entry,
-        file: BorrowedFd<'_>,
-        path: &[u8],
-        times: Option<Timestamps>,
-    ) -> Result<(), UnpackError> {
+    fn attributes_of(&self, entry: &Entry, file: BorrowedFd<'_>, path: &[u8], times: Option<Timestamps>) -> Result<(), UnpackError> {
         let (uid, gid) = owner(entry);
         rustix::fs::fchown(file, uid, gid).map_err(UnpackError::os("change owner of", path))?;
         for (name, value) in wanted_xattrs(entry) {

@@ -1,8 +1,8 @@
 use std::io::{self, Read};
 
 use super::block::{self, BLOCK, Block, field};
-use super::sparse::{self, Segment};
 use super::pax;
+use super::sparse::{self, Segment};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TarError {
@@ -222,7 +222,7 @@ impl<R: Read> Reader<R> {
                 sparse::gnu(header, &mut self.input)?
             }
             (Some(1), Some(0)) => {
-                let (map, taken) = sparse::pax_1(&mut (&mut *self).take(u64::MAX))?;
+                let (map, taken) = sparse::pax_1(self)?;
                 debug_assert!(taken % BLOCK as u64 == 0, "the map fills whole blocks");
                 map
             }

@@ -125,7 +125,8 @@ impl Places {
             let errno = if errno == Errno::EXIST { Errno::NOTDIR } else { errno };
             UnpackError::os("make directory", path)(errno)
         })?;
-        rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(0o755), AtFlags::empty()).map_err(UnpackError::os("change mode of", path))?;
+        rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())
+            .map_err(UnpackError::os("change mode of", path))?;
         made.push(path.to_vec());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(&parent, name, flags, Mode::empty()).map_err(UnpackError::os("open", path))?;
