@@ -62,7 +62,7 @@ fn errors() {
         ("HEALTHCHECK --retries=a CMD x", "strconv.ParseInt: parsing \"a\": invalid syntax"),
         ("HEALTHCHECK --retries=9999999999 CMD x", "strconv.ParseInt: parsing \"9999999999\": value out of range"),
         ("CMD --x y", "unknown flag: --x"),
-        ("FOO x", "unknown instruction: FOO"),
+        ("FOOBAR x", "unknown instruction: FOOBAR"),
         ("RUNN x", "unknown instruction: RUNN (did you mean RUN?)"),
         ("copi x", "unknown instruction: copi (did you mean copy?)"),
         ("FROM a b", "FROM requires either one or three arguments"),
