@@ -133,7 +133,7 @@ impl Pattern {
         if self.matches(path)? {
             return Ok(true);
         }
-        Ok(path.match_indices('/').filter(|(at, _)| *at > 0).any(|(at, _)| self.matches(&path[..at]).unwrap_or(false)))
+        Ok(path.match_indices('/').any(|(at, _)| self.matches(&path[..at]).unwrap_or(false)))
     }
 }
 
