@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn knows_repositories() {
         for text in ["./x.git", "../x.git", "https://x/y", "http://x/y.tar.gz", "a/b", "Dockerfile", "ftp://x/y.git", "a@b", "/a/b.git"] {
-            assert_eq!(GitRef::parse(text), None, "{text}");
+            assert!(GitRef::parse(text).is_none(), "{text}");
         }
         assert_eq!(git("https://host/x/y.git#v1:sub/dir/").reference, "v1");
         assert_eq!(git("https://host/x/y.git#v1:sub/dir/").subdir, "sub/dir");
