@@ -1,1 +1,39 @@
-//! Which key gave which result: the local index, and remote caches.
+//! Which key gave which result: the local index, and the caches that are looked into beside it.
+//!
+//! Owns the index: links from key to key, the results that a key has, and the way back from both. Does not know how a key is made
+//! (`solver`, `llb`), nor what a result is: here it is a name, empty for scratch. Whether the named thing still exists is for the caller to say.
+//!
+//! Start at [`Index`]. An imported cache is another [`KeyStore`]; [`Caches`] asks all that a vertex may use.
+//!
+//! Invariants: no call waits for the disk to sync; looking up writes nothing, and neither does adding what is there already; keys that
+//! mean nothing outside their session are never stored; an index that cannot be read is an empty one.
+mod caches;
+mod index;
+mod prune;
+mod tables;
+
+use solver::{KeyId, Link};
+
+pub use caches::Caches;
+pub use index::Index;
+
+/// A cache that can be asked. All answers come from memory or an embedded database: these calls are on the path of a build.
+pub trait KeyStore: Send + Sync {
+    /// Where a link leads.
+    fn links(&self, from: &KeyId, link: &Link) -> Vec<KeyId>;
+
+    /// The results that a key has.
+    fn results(&self, key: &KeyId) -> Vec<Entry>;
+
+    /// The links that lead to a key; none for keys that stand for themselves.
+    fn backlinks(&self, key: &KeyId) -> Vec<(KeyId, Link)>;
+}
+
+/// A result of a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// For the local index a layer's id, empty for scratch.
+    pub result: String,
+    /// Unix nanoseconds.
+    pub created_at: i64,
+}

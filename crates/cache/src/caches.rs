@@ -1,0 +1,78 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, RwLock};
+
+use solver::{CacheId, KeyId, Link, Record, Target};
+
+use crate::{Entry, Index, KeyStore};
+
+/// The local index and the caches that builds brought with them. Clones are the same.
+#[derive(Clone)]
+pub struct Caches {
+    local: Index,
+    imported: Arc<RwLock<Imported>>,
+}
+
+#[derive(Default)]
+struct Imported {
+    stores: BTreeMap<CacheId, Arc<dyn KeyStore>>,
+    next: u32,
+}
+
+impl Caches {
+    pub fn new(local: Index) -> Self {
+        Self { local, imported: Arc::default() }
+    }
+
+    pub fn local(&self) -> &Index {
+        &self.local
+    }
+
+    /// Adds a cache, to be looked into by vertices that name it.
+    pub fn add(&self, store: Arc<dyn KeyStore>) -> CacheId {
+        let mut imported = self.imported.write().expect("no holder of this lock panics");
+        imported.next += 1;
+        let id = CacheId(imported.next);
+        imported.stores.insert(id, store);
+        id
+    }
+
+    pub fn remove(&self, id: CacheId) {
+        self.imported.write().expect("no holder of this lock panics").stores.remove(&id);
+    }
+
+    /// The local index or an imported cache.
+    pub fn get(&self, id: CacheId) -> Option<Arc<dyn KeyStore>> {
+        match id {
+            CacheId::LOCAL => Some(Arc::new(self.local.clone())),
+            id => self.imported.read().expect("no holder of this lock panics").stores.get(&id).cloned(),
+        }
+    }
+
+    fn named<'a>(&'a self, ids: &'a BTreeSet<CacheId>) -> impl Iterator<Item = (CacheId, Arc<dyn KeyStore>)> + 'a {
+        ids.iter().filter(|id| **id != CacheId::LOCAL).filter_map(|id| Some((*id, self.get(*id)?)))
+    }
+
+    /// Where a link leads, as the local index and the named caches know it.
+    pub fn links(&self, caches: &BTreeSet<CacheId>, from: &KeyId, link: &Link) -> Vec<Target> {
+        let mut targets: Vec<Target> = self.local.links(from, link).into_iter().map(|id| Target { id, local: true }).collect();
+        for (_, store) in self.named(caches) {
+            for id in store.links(from, link) {
+                if targets.iter().all(|t| t.id != id) {
+                    targets.push(Target { id, local: false });
+                }
+            }
+        }
+        targets
+    }
+
+    /// The results of a key. `exists` says whether a result of the local index is still there.
+    pub fn records(&self, caches: &BTreeSet<CacheId>, key: &KeyId, exists: impl Fn(&str) -> bool) -> Vec<Record> {
+        let record = |cache| move |Entry { result, created_at }| Record { cache, id: result, created_at };
+        let local = self.local.results(key).into_iter().filter(|e| e.result.is_empty() || exists(&e.result));
+        let mut records: Vec<Record> = local.map(record(CacheId::LOCAL)).collect();
+        for (id, store) in self.named(caches) {
+            records.extend(store.results(key).into_iter().map(record(id)));
+        }
+        records
+    }
+}
