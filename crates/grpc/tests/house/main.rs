@@ -1,0 +1,4 @@
+//! Both ends of the wire in one process: the server over a fake daemon, our own client on the other side of a pipe.
+mod builds;
+mod daemon;
+mod sessions;
