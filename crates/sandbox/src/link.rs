@@ -194,6 +194,19 @@ pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd, buffer: &mut Vec<u
     Ok(Some((serde_json::from_slice(&buffer[..received.bytes])?, fds)))
 }
 
+/// A descriptor that comes with whatever bytes, as OCI runtimes send terminals.
+pub(crate) fn receive_fd(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    let mut bytes = [0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    rustix::io::retry_on_intr(|| rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC))?;
+    let first = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok(first)
+}
+
 /// A memory file: length of the JSON, the JSON, then `blobs`.
 pub(crate) fn write_memory<'a>(message: &impl Serialize, blobs: impl IntoIterator<Item = &'a [u8]>) -> io::Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("kiln-sandbox", rustix::fs::MemfdFlags::CLOEXEC)?;

@@ -59,12 +59,6 @@ pub(crate) fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, sib
     Ok(Some(Child { pid: pid as i32, pidfd }))
 }
 
-/// Takes a private copy of the mount namespace.
-pub(crate) fn unshare_mounts() -> io::Result<()> {
-    // SAFETY: CLONE_NEWNS touches neither memory nor descriptors.
-    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
-}
-
 /// Makes the cgroup that this process is in the root of those it sees.
 pub(crate) fn unshare_cgroups() -> io::Result<()> {
     // SAFETY: CLONE_NEWCGROUP touches neither memory nor descriptors.
@@ -117,6 +111,21 @@ pub(crate) fn reset_signals() {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
+}
+
+/// Readable whenever a child has ended.
+pub(crate) fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised before use; blocking a signal affects no memory.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
+    };
+    let fd = check(fd.into())?;
+    // SAFETY: the kernel returned a new descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Children are reaped by the kernel.

@@ -18,7 +18,7 @@ use crate::sys;
 const SHARED_DEVICES: &str = "buildkit/kiln-sandbox";
 
 /// What the machine has.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     layout: Layout,
     /// v2: decides over devices.
@@ -28,10 +28,13 @@ pub(crate) struct Cgroups {
     pub hierarchies: Vec<Hierarchy>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Layout {
     V1,
-    V2 { mount: PathBuf },
+    V2 {
+        mount: PathBuf,
+    },
+    #[default]
     None,
 }
 
@@ -112,6 +115,23 @@ impl Cgroups {
         }
     }
 
+    /// Where a cgroup of any maker counts its OOM kills, and under which name.
+    pub fn memory_events(&self, path: &str) -> Option<(PathBuf, &'static str)> {
+        let path = path.trim_start_matches('/');
+        match &self.layout {
+            Layout::V1 => Some((self.with("memory")?.mount.join(path).join("memory.oom_control"), "oom_kill ")),
+            Layout::V2 { mount } => Some((mount.join(path).join("memory.events"), "oom_kill ")),
+            Layout::None => None,
+        }
+    }
+
+    /// Removes the cgroup `path` from all hierarchies.
+    pub fn remove_all(&self, path: &str) {
+        for hierarchy in &self.hierarchies {
+            remove(&hierarchy.mount.join(path.trim_start_matches('/')));
+        }
+    }
+
     fn create_v1(&self, path: &str, resources: &Resources, insecure: bool) -> Outcome<Group> {
         let mut group = Group::default();
         for controller in v1_controllers(resources) {
@@ -178,6 +198,11 @@ impl Cgroups {
 }
 
 impl Group {
+    /// No cgroup of ours, but somebody else guards devices.
+    pub fn guarded() -> Self {
+        Self { guards_devices: true, ..Self::default() }
+    }
+
     /// For a process that is about to be cloned.
     pub fn born_in(&self) -> Option<BorrowedFd<'_>> {
         self.born_in.as_ref().map(|fd| fd.as_fd())
@@ -190,22 +215,26 @@ impl Group {
 
     /// Whether the kernel killed a member for want of memory.
     pub fn oom_killed(&self) -> bool {
-        let Some((file, key)) = &self.memory else { return false };
-        let text = fs::read_to_string(file).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix(key)).is_some_and(|count| count.trim() != "0")
+        self.memory.as_ref().is_some_and(|(file, key)| oom_killed(file, key))
     }
 
-    /// Removes it. The kernel may take a moment to see that its last process is gone.
+    /// Removes it.
     pub fn remove(self) {
-        for dir in &self.dirs {
-            for attempt in 0..200 {
-                match fs::remove_dir(dir) {
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                        std::thread::sleep(Duration::from_millis(1 + attempt / 10))
-                    }
-                    _ => break,
-                }
-            }
+        self.dirs.iter().for_each(|dir| remove(dir));
+    }
+}
+
+pub(super) fn oom_killed(file: &Path, key: &str) -> bool {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix(key)).is_some_and(|count| count.trim() != "0")
+}
+
+/// The kernel may take a moment to see that the last process is gone.
+fn remove(dir: &Path) {
+    for attempt in 0..200 {
+        match fs::remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(Duration::from_millis(1 + attempt / 10)),
+            _ => break,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! kills its container.
 mod access;
 mod cgroup;
+mod config;
 mod devices;
 mod init;
 mod join;

@@ -13,6 +13,7 @@ use crate::sys::{self, Child};
 /// A process of the container that the monitor waits for. The first is number 0, and the others die with it.
 struct Member {
     number: u32,
+    pid: i32,
     pidfd: OwnedFd,
 }
 
@@ -24,13 +25,16 @@ struct Monitor {
     insecure: bool,
     init: Option<u32>,
     runtime: Option<oci::Run>,
+    /// Tells of children's ends where there are others than members.
+    orphans: Option<OwnedFd>,
 }
 
 /// Never returns.
 pub(crate) fn run(daemon: OwnedFd, cgroups: Cgroups) -> ! {
     // So that `ps` tells it from the zygote.
     let _ = rustix::thread::set_name(c"kiln-monitor");
-    let mut monitor = Monitor { daemon, cgroups, group: None, members: Vec::new(), insecure: false, init: None, runtime: None };
+    let mut monitor =
+        Monitor { daemon, cgroups, group: None, members: Vec::new(), insecure: false, init: None, runtime: None, orphans: None };
     let status = match monitor.serve() {
         Ok(()) => 0,
         Err(error) => {
@@ -63,6 +67,7 @@ impl Monitor {
             for at in ended.into_iter().rev() {
                 self.reap(at)?;
             }
+            self.reap_orphans();
             if self.members.is_empty() && (self.init.is_some() || !connected) {
                 return Ok(());
             }
@@ -72,6 +77,9 @@ impl Monitor {
     /// Whether the daemon said something, and which members have ended.
     fn wait(&self, connected: bool) -> io::Result<(bool, Vec<usize>)> {
         let mut watched: Vec<PollFd<'_>> = self.members.iter().map(|m| PollFd::new(&m.pidfd, PollFlags::IN)).collect();
+        if let Some(orphans) = &self.orphans {
+            watched.push(PollFd::new(orphans, PollFlags::IN));
+        }
         if connected {
             watched.push(PollFd::new(&self.daemon, PollFlags::IN));
         }
@@ -111,9 +119,7 @@ impl Monitor {
         let (spec, blobs): (Spec, Vec<u8>) = link::read_memory(memory).tried(|| "read the container's description")?;
         self.insecure = spec.insecure;
         if spec.oci.is_some() {
-            let (run, child) = oci::start(&spec, &blobs, files, &self.cgroups)?;
-            self.runtime = Some(run);
-            return Ok(self.adopt(0, child));
+            return self.start_oci(&spec, &blobs, files);
         }
         let daemon = &self.daemon;
         let mut warn = |message| drop(link::send(daemon, &Report::Warning { message }, &[]));
@@ -129,13 +135,32 @@ impl Monitor {
         Ok(())
     }
 
+    /// From here on the monitor is another process, the first of a pid namespace; this one waits for it and sweeps up after it.
+    fn start_oci(&mut self, spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>) -> Outcome<()> {
+        let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+        if let Some(keeper) = sys::clone_process(namespaces as u64, None, false).tried(|| "create namespaces")? {
+            drop(files);
+            // The daemon is to hear of the keeper's end.
+            self.daemon = rustix::fs::memfd_create("none", rustix::fs::MemfdFlags::CLOEXEC).tried(|| "create a file")?;
+            oci::outlive(&keeper);
+            oci::sweep(spec, &self.cgroups);
+            std::process::exit(0);
+        }
+        self.orphans = Some(sys::child_signals().tried(|| "watch children")?);
+        let (run, child) = oci::start(spec, blobs, files, &self.cgroups, &self.daemon)?;
+        self.runtime = Some(run);
+        self.adopt(0, child);
+        Ok(())
+    }
+
     fn exec(&mut self, number: u32, fds: Vec<OwnedFd>) -> Outcome<()> {
         let (memory, files) = unpack(fds)?;
         let (mut process, _): (SpecProcess, _) = link::read_memory(memory).tried(|| "read the process's description")?;
         process.insecure = self.insecure;
         if let Some(runtime) = &self.runtime {
-            let child = runtime.exec(number, &process, files)?;
-            return Ok(self.adopt(number, child));
+            let child = runtime.exec(number, &process, files, &self.daemon)?;
+            self.adopt(number, child);
+            return Ok(());
         }
         let (Some(init), Some(group)) = (self.members.iter().find(|m| m.number == 0), &self.group) else {
             return Err(Failed::plain("the container has ended"));
@@ -151,15 +176,12 @@ impl Monitor {
         if number == 0 {
             self.init = Some(child.pid as u32);
         }
-        self.members.push(Member { number, pidfd: child.pidfd });
+        self.members.push(Member { number, pid: child.pid, pidfd: child.pidfd });
     }
 
     fn kill(&mut self) {
-        if let Some(runtime) = &self.runtime {
-            runtime.kill();
-        }
         // The kernel kills the rest with the first.
-        if let Some(init) = self.members.iter().find(|m| m.number == 0).filter(|_| self.runtime.is_none()) {
+        if let Some(init) = self.members.iter().find(|m| m.number == 0) {
             let _ = rustix::process::pidfd_send_signal(&init.pidfd, Signal::KILL);
         }
     }
@@ -177,6 +199,19 @@ impl Monitor {
             None => self.group.as_ref().is_some_and(Group::oom_killed),
         };
         self.tell(&Report::Exited { number: member.number, code, oom_killed })
+    }
+
+    /// A runtime leaves more than the processes asked for, and while one of them is unreaped its pid namespace cannot end. Members are
+    /// left to [`Monitor::reap`].
+    fn reap_orphans(&self) {
+        let Some(orphans) = &self.orphans else { return };
+        let mut signals = [0u8; 1024];
+        while rustix::io::read(orphans, &mut signals).is_ok() {}
+        let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        for pid in pids.filter(|pid| self.members.iter().all(|member| member.pid != *pid)).filter_map(rustix::process::Pid::from_raw) {
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+        }
     }
 
     fn fail(&self, number: u32, failure: Failure) -> io::Result<()> {

@@ -57,15 +57,7 @@ struct Builder<'a> {
 /// Mounts everything. The caller is in a mount namespace of its own.
 pub(crate) fn build(spec: &Spec, blobs: &[u8], cgroups: &Cgroups, group: &Group) -> Outcome<Root> {
     private()?;
-    spec.root.mount_at(&spec.stage_root).map_err(|e| Failed::plain(format!("failed to mount the root: {}", fault::chain(&e))))?.leak();
-    let root = open_dir(&spec.stage_root).tried(|| "open the root")?;
-    if !spec.insecure && !group.guards_devices {
-        set(&root, NODEV, false).tried(|| "forbid devices in the root")?;
-    }
-    let user = user::find(root.as_fd(), &spec.process.user)?;
-    make_cwd(root.as_fd(), &spec.process.cwd, &user)?;
-    let root_mount = mount_id(root.as_fd());
-    let mut builder = Builder { spec, blobs, cgroups, group, root, root_mount, stubs: Vec::new(), memory: None, secrets: 0 };
+    let (mut builder, user) = Builder::new(spec, blobs, cgroups, group)?;
     for (dest, origin) in plan(spec) {
         builder.mount(&dest, &origin)?;
     }
@@ -73,8 +65,49 @@ pub(crate) fn build(spec: &Spec, blobs: &[u8], cgroups: &Cgroups, group: &Group)
     if spec.root_readonly {
         set(&builder.root, RDONLY, false).tried(|| "make the root read-only")?;
     }
-    builder.stubs.reverse();
-    Ok(Root { fd: builder.root, user, stubs: builder.stubs })
+    let (fd, stubs) = builder.finish();
+    Ok(Root { fd, user, stubs })
+}
+
+/// A root and the sources of the user's mounts, where an OCI runtime finds them.
+pub(crate) struct Staged {
+    pub user: User,
+    pub stubs: Vec<PathBuf>,
+    /// Destination, source, whether read-only.
+    pub sources: Vec<(String, PathBuf, bool)>,
+}
+
+/// Mounts the root on the stage and everything else below `bundle`, in this process's own mount namespace.
+pub(crate) fn stage(spec: &Spec, blobs: &[u8], bundle: &Path, cgroups: &Cgroups) -> Outcome<Staged> {
+    private()?;
+    // Some runtimes refuse to work with both versions of cgroups in sight. All that counts is in the first then.
+    for unified in cgroups.hierarchies.iter().filter(|h| h.controllers.is_empty() && !cgroups.is_v2()) {
+        let _ = rustix::mount::unmount(&unified.mount, UnmountFlags::DETACH);
+    }
+    let open = |path: &Path| open_dir(path).tried(|| format!("open {}", path.display()));
+    // The runtime must see itself in the pid namespace that it is in.
+    let proc = new("proc", &[], NOSUID | NODEV | NOEXEC).tried(|| "mount /proc")?;
+    put(&proc, &open(Path::new("/proc"))?).tried(|| "mount /proc")?;
+    let memory = new("tmpfs", &[("mode", "700")], NOSUID | NODEV | NOEXEC).tried(|| "mount a tmpfs for the bundle")?;
+    put(&memory, &open(bundle)?).tried(|| "mount a tmpfs for the bundle")?;
+    let (cgroups, group) = (Cgroups::default(), Group::guarded());
+    let (mut builder, user) = Builder::new(spec, blobs, &cgroups, &group)?;
+    let mut sources: Vec<(String, PathBuf, bool)> = Vec::new();
+    for path in ["/etc/resolv.conf", "/etc/hosts"] {
+        builder.make_place(path, Want::File)?;
+    }
+    for (number, mount) in spec.mounts.iter().enumerate() {
+        let (tree, dest) = (builder.source(mount)?, clean(&mount.dest));
+        let (place, want) = (bundle.join(format!("mount-{number}")), want(&tree));
+        let bundle = open(bundle)?;
+        let name = format!("/mount-{number}");
+        let made = ensure(bundle.as_fd(), Path::new(&name), want).tried(|| format!("create {}", place.display()))?;
+        put(&tree, &made.fd).tried(|| format!("mount {}", place.display()))?;
+        builder.make_place(&dest, want)?;
+        sources.retain(|(earlier, ..)| *earlier != dest);
+        sources.push((dest, place, mount.readonly));
+    }
+    Ok(Staged { user, stubs: builder.finish().1, sources })
 }
 
 /// Makes `root` the root of this process and drops the host's.
@@ -129,7 +162,36 @@ pub(crate) fn clean(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    /// Mounts the root, and makes its user's working directory in it.
+    fn new(spec: &'a Spec, blobs: &'a [u8], cgroups: &'a Cgroups, group: &'a Group) -> Outcome<(Self, User)> {
+        spec.root.mount_at(&spec.stage_root).map_err(|e| Failed::plain(format!("failed to mount the root: {}", fault::chain(&e))))?.leak();
+        let root = open_dir(&spec.stage_root).tried(|| "open the root")?;
+        if !spec.insecure && !group.guards_devices {
+            set(&root, NODEV, false).tried(|| "forbid devices in the root")?;
+        }
+        let user = user::find(root.as_fd(), &spec.process.user)?;
+        make_cwd(root.as_fd(), &spec.process.cwd, &user)?;
+        let root_mount = mount_id(root.as_fd());
+        Ok((Self { spec, blobs, cgroups, group, root, root_mount, stubs: Vec::new(), memory: None, secrets: 0 }, user))
+    }
+
+    /// The root, and the mount points that were made, children before parents.
+    fn finish(mut self) -> (OwnedFd, Vec<PathBuf>) {
+        self.stubs.reverse();
+        (self.root, self.stubs)
+    }
+
+    /// A mount point of the user, which is reported if it has to be made in the root.
+    fn make_place(&mut self, dest: &str, want: Want) -> Outcome<OwnedFd> {
+        let place = ensure(self.root.as_fd(), Path::new(dest), want).tried(|| format!("create mount point {dest}"))?;
+        if !place.created.is_empty() && mount_id(place.fd.as_fd()) == self.root_mount {
+            let reported = if self.spec.recursive_stubs { 0 } else { place.created.len() - 1 };
+            self.stubs.extend_from_slice(&place.created[reported..]);
+        }
+        Ok(place.fd)
+    }
+
     fn mount(&mut self, dest: &str, origin: &Origin<'_>) -> Outcome<()> {
         let hidden = NOSUID | NODEV | NOEXEC;
         let writable = if self.spec.insecure { hidden } else { hidden | RDONLY };
@@ -156,13 +218,12 @@ impl Builder<'_> {
 
     /// Puts a detached mount in its place, which is made if it is missing.
     fn attach(&mut self, mount: &OwnedFd, dest: &str, stub: bool) -> Outcome<()> {
-        let want = if is_dir(mount.as_fd()) { Want::Directory } else { Want::File };
-        let place = ensure(self.root.as_fd(), Path::new(dest), want).tried(|| format!("create mount point {dest}"))?;
-        if stub && !place.created.is_empty() && mount_id(place.fd.as_fd()) == self.root_mount {
-            let reported = if self.spec.recursive_stubs { 0 } else { place.created.len() - 1 };
-            self.stubs.extend_from_slice(&place.created[reported..]);
-        }
-        put(mount, &place.fd).tried(|| format!("mount {dest}"))
+        let place = if stub {
+            self.make_place(dest, want(mount))?
+        } else {
+            ensure(self.root.as_fd(), Path::new(dest), want(mount)).tried(|| format!("create mount point {dest}"))?.fd
+        };
+        put(mount, &place).tried(|| format!("mount {dest}"))
     }
 
     /// What the user wants mounted, attached to nothing.
@@ -274,11 +335,7 @@ impl Builder<'_> {
         for (name, major, minor) in INSECURE_DEVICES {
             let _ = device(dev, name, FileType::CharacterDevice, major, minor, false);
         }
-        let used = std::fs::read_dir("/sys/block").map_or(0, |blocks| {
-            let loops = blocks.flatten().filter_map(|block| block.file_name().to_str()?.strip_prefix("loop")?.parse::<u32>().ok());
-            loops.filter(|n| Path::new(&format!("/sys/block/loop{n}/loop")).exists()).map(|n| n + 1).max().unwrap_or(0)
-        });
-        for number in 0..=used + SPARE_LOOPS {
+        for number in 0..loop_devices() {
             let _ = device(dev, &format!("loop{number}"), FileType::BlockDevice, 7, number, false);
         }
     }
@@ -349,6 +406,15 @@ impl Builder<'_> {
     }
 }
 
+/// How many loop devices an insecure container gets: those in use and some.
+pub(crate) fn loop_devices() -> u32 {
+    let used = std::fs::read_dir("/sys/block").map_or(0, |blocks| {
+        let loops = blocks.flatten().filter_map(|block| block.file_name().to_str()?.strip_prefix("loop")?.parse::<u32>().ok());
+        loops.filter(|n| Path::new(&format!("/sys/block/loop{n}/loop")).exists()).map(|n| n + 1).max().unwrap_or(0)
+    });
+    used + SPARE_LOOPS + 1
+}
+
 /// Makes the working directory in the root itself, for the user.
 fn make_cwd(root: BorrowedFd<'_>, cwd: &str, user: &User) -> Outcome<()> {
     if cwd.is_empty() || open_in(root, cwd, OFlags::PATH).is_ok() {
@@ -372,6 +438,10 @@ fn new(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Resu
     }
     rustix::mount::fsconfig_create(context.as_fd())?;
     rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+fn want(mount: &OwnedFd) -> Want {
+    if is_dir(mount.as_fd()) { Want::Directory } else { Want::File }
 }
 
 /// Another mount of what `path` names, with what is mounted below if `recursive`.

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) use process::Connection;
 
@@ -37,7 +38,8 @@ pub(crate) struct Launcher {
     pub settings: Settings,
     pub names: Names,
     zygote: Mutex<Zygote>,
-    warned: std::sync::atomic::AtomicBool,
+    /// Whether the log has heard that something is not as it should be.
+    warned: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -55,7 +57,7 @@ impl Launcher {
         }
         let names = Names::open(&settings.state, settings.dns.clone())?;
         let zygote = Mutex::new(Zygote::start(&settings.helper)?);
-        Ok(Self { settings, names, zygote, warned: false.into() })
+        Ok(Self { settings, names, zygote, warned: Arc::default() })
     }
 
     /// Has the zygote fork a monitor; our end of the socket to it.
@@ -86,15 +88,8 @@ impl Launcher {
         let resolv = self.names.resolv(container.network)?;
         let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, oci);
         let memory = link::write_memory(&spec, secrets.iter().map(|data| &data[..])).map_err(SandboxError::io("describe the container"))?;
-        let connection = Connection::open(self.monitor()?)?;
+        let connection = Connection::open(self.monitor()?, Arc::clone(&self.warned))?;
         connection.start(memory, process.tty, io, hosts)
-    }
-
-    /// Says once that something is not as it should be.
-    pub fn warn_once(&self, message: &str) {
-        if !self.warned.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            tracing::warn!("{message}");
-        }
     }
 }
 

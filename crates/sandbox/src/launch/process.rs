@@ -3,7 +3,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -26,6 +26,9 @@ pub(crate) struct Connection {
     socket: AsyncFd<OwnedFd>,
     slots: Mutex<HashMap<u32, Slot>>,
     next: AtomicU32,
+    warned: Arc<AtomicBool>,
+    /// The first process has ended, and so have all.
+    over: AtomicBool,
 }
 
 /// Who waits for news of a process.
@@ -33,17 +36,25 @@ pub(crate) struct Connection {
 struct Slot {
     started: watch::Sender<bool>,
     terminal: Option<oneshot::Sender<OwnedFd>>,
-    ended: Option<oneshot::Sender<Result<(i32, bool), SandboxError>>>,
+    ended: Option<oneshot::Sender<Outcome>>,
     stubs: Arc<Mutex<Vec<PathBuf>>>,
-    failure: Option<Failure>,
 }
 
-type Ended = oneshot::Receiver<Result<(i32, bool), SandboxError>>;
+impl Slot {
+    fn end(self, outcome: Outcome) {
+        self.started.send_replace(true);
+        if let Some(ended) = self.ended {
+            let _ = ended.send(outcome);
+        }
+    }
+}
+
+type Ended = oneshot::Receiver<Outcome>;
 
 impl Connection {
-    pub fn open(socket: OwnedFd) -> Result<Arc<Self>, SandboxError> {
+    pub fn open(socket: OwnedFd, warned: Arc<AtomicBool>) -> Result<Arc<Self>, SandboxError> {
         let socket = crate::sys::watch(socket).map_err(SandboxError::io("watch a socket"))?;
-        let connection = Arc::new(Self { socket, slots: Mutex::default(), next: AtomicU32::new(0) });
+        let connection = Arc::new(Self { socket, slots: Mutex::default(), next: AtomicU32::new(0), warned, over: AtomicBool::new(false) });
         task::spawn("container", Arc::clone(&connection).follow());
         Ok(connection)
     }
@@ -66,7 +77,7 @@ impl Connection {
         let (terminal, terminal_comes) = oneshot::channel();
         let (ended, end) = oneshot::channel();
         let stubs = Arc::new(Mutex::new(Vec::new()));
-        let slot = Slot { started, terminal: Some(terminal), ended: Some(ended), stubs: Arc::clone(&stubs), failure: None };
+        let slot = Slot { started, terminal: Some(terminal), ended: Some(ended), stubs: Arc::clone(&stubs) };
         let window = Arc::new(Mutex::new(Window::default()));
         let wires = Wires::lay(tty, io, Arc::clone(&window), terminal_comes).map_err(SandboxError::io("create pipes"))?;
         self.slots().insert(number, slot);
@@ -114,10 +125,19 @@ impl Connection {
                 }
             }
         }
-        for (_, mut slot) in self.slots().drain() {
-            if let Some(ended) = slot.ended.take() {
-                let _ = ended.send(Err(slot.failure.map_or_else(|| SandboxError::Helper("without a report".to_owned()), into_error)));
-            }
+        self.over.store(true, Ordering::Release);
+        for (_, slot) in self.slots().drain() {
+            slot.end(Err(SandboxError::Helper("without a report".to_owned())));
+        }
+    }
+
+    /// The first report of an end counts.
+    fn end(&self, slots: &mut HashMap<u32, Slot>, number: u32, outcome: Outcome) {
+        if number == 0 {
+            self.over.store(true, Ordering::Release);
+        }
+        if let Some(slot) = slots.remove(&number) {
+            slot.end(outcome);
         }
     }
 
@@ -137,25 +157,21 @@ impl Connection {
                 }
             }
             Report::Failed { number, failure } => {
-                if let Some(slot) = slots.remove(&number) {
-                    slot.started.send_replace(true);
-                    if let Some(ended) = slot.ended {
-                        let _ = ended.send(Err(into_error(failure)));
-                    }
-                }
+                self.end(&mut slots, number, Err(into_error(failure)));
             }
             Report::Exited { number, code, oom_killed } => {
-                if let Some(slot) = slots.remove(&number) {
-                    slot.started.send_replace(true);
-                    if let Some(ended) = slot.ended {
-                        let _ = ended.send(Ok((code, oom_killed)));
-                    }
+                self.end(&mut slots, number, Ok((code, oom_killed)));
+            }
+            Report::Warning { message } => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("{message}");
                 }
             }
-            Report::Warning { message } => tracing::warn!("{message}"),
         }
     }
 }
+
+type Outcome = Result<(i32, bool), SandboxError>;
 
 fn into_error(failure: Failure) -> SandboxError {
     if failure.program {
@@ -261,10 +277,20 @@ impl Wires {
                 let _ = stop.send(());
             }
         }
+        let mut last = None;
         for pump in pumps {
-            let _ = pump.join().await;
+            last = pump.join().await.ok();
         }
-        outcome
+        match (outcome, last) {
+            // As runtimes have it: the reason on stderr, which is the last stream, and exit code 1.
+            (Err(SandboxError::Program { message }), output) => {
+                if let (Some(mut output), false) = (output, message.is_empty()) {
+                    output.put(format!("unable to start container process: {message}\n").into()).await;
+                }
+                Ok((1, false))
+            }
+            (outcome, _) => outcome,
+        }
     }
 }
 
@@ -339,6 +365,9 @@ impl Running for Whole {
         let spec = process_spec(&process, false);
         let memory = link::write_memory(&spec, []).map_err(SandboxError::io("describe the process"))?;
         self.started().await;
+        if self.process.connection.over.load(Ordering::Acquire) {
+            return Err(SandboxError::Gone);
+        }
         let handle = self.process.connection.begin(|number| Request::Exec { number }, &memory, process.tty, io, None)?;
         handle.started().await;
         Ok(Box::new(handle))

@@ -21,6 +21,7 @@ const RET_ALLOW: u32 = 0x7fff_0000;
 
 /// An instruction set as seccomp tells them apart. The discriminant is the column in [`ALLOWED`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "each machine uses its own")]
 pub(crate) enum Arch {
     X86_64 = 0,
     I386 = 1,
@@ -78,6 +79,18 @@ enum Verdict {
 pub(crate) fn allowed_names() -> impl Iterator<Item = &'static str> {
     let native = Arch::NATIVE;
     ALLOWED.iter().filter(move |(_, numbers)| native.iter().any(|arch| numbers[*arch as usize] >= 0)).map(|(name, _)| *name)
+}
+
+/// The machine's instruction sets, as libseccomp names them.
+pub(crate) fn architectures() -> Vec<&'static str> {
+    let name = |arch: &Arch| match arch {
+        Arch::X86_64 => "SCMP_ARCH_X86_64",
+        Arch::I386 => "SCMP_ARCH_X86",
+        Arch::Aarch64 => "SCMP_ARCH_AARCH64",
+        Arch::Arm => "SCMP_ARCH_ARM",
+        Arch::Riscv64 => "SCMP_ARCH_RISCV64",
+    };
+    Arch::NATIVE.iter().map(name).collect()
 }
 
 /// Namespace flags of clone(2).
