@@ -5,7 +5,7 @@ use serde::de::{Error as _, IgnoredAny};
 use serde::ser::SerializeMap as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::nullable::nullable;
+use crate::nullable::{null_if_empty, nullable};
 use crate::{Digest, Platform, Timestamp, gojson};
 
 /// The config of an image.
@@ -161,10 +161,6 @@ fn as_map<S: Serializer>(keys: &BTreeSet<String>, serializer: S) -> Result<S::Ok
 fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<String>, D::Error> {
     let map: BTreeMap<String, IgnoredAny> = nullable(deserializer)?;
     Ok(map.into_keys().collect())
-}
-
-fn null_if_empty<S: Serializer>(items: &Vec<Digest>, serializer: S) -> Result<S::Ok, S::Error> {
-    if items.is_empty() { serializer.serialize_none() } else { items.serialize(serializer) }
 }
 
 #[cfg(test)]

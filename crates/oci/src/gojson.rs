@@ -36,6 +36,56 @@ pub fn sorted(value: Value) -> Value {
     }
 }
 
+/// JSON text without the space between its words and with Go's escapes: numbers, key order and other escapes stay as they are.
+pub fn compact(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut quoted, mut escaped) = (false, false);
+    for c in text.chars() {
+        match c {
+            ' ' | '\t' | '\n' | '\r' if !quoted => continue,
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", c as u32)),
+            _ => out.push(c),
+        }
+        quoted ^= c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+    }
+    out
+}
+
+/// Compact JSON text indented by two spaces, nothing else changed.
+pub fn indent(compact: &str) -> String {
+    let mut out = String::with_capacity(compact.len() * 2);
+    let (mut depth, mut quoted, mut escaped) = (0usize, false, false);
+    let mut previous = ' ';
+    for c in compact.chars() {
+        let opened = !quoted && matches!(previous, '{' | '[');
+        if !quoted && matches!(c, '}' | ']') {
+            depth = depth.saturating_sub(1);
+            if !opened {
+                line(&mut out, depth);
+            }
+        } else if opened || (!quoted && previous == ',') {
+            line(&mut out, depth);
+        }
+        out.push(c);
+        match c {
+            '{' | '[' if !quoted => depth += 1,
+            ':' if !quoted => out.push(' '),
+            _ => {}
+        }
+        quoted ^= c == '"' && !escaped;
+        escaped = quoted && c == '\\' && !escaped;
+        // What a string ends with says nothing about structure.
+        previous = if quoted || c == '"' { '"' } else { c };
+    }
+    out
+}
+
+fn line(out: &mut String, depth: usize) {
+    out.push('\n');
+    out.extend(std::iter::repeat_n("  ", depth));
+}
+
 fn write<T: Serialize + ?Sized>(value: &T, inner: impl Formatter) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     let mut serializer = Serializer::with_formatter(&mut out, Escaping(inner));
@@ -88,6 +138,16 @@ mod tests {
     fn escapes_like_go() {
         let value = serde_json::json!({"a": "x < y && z > \u{2028}é\n\u{1}", "b<": []});
         assert_eq!(to_string(&value), r#"{"a":"x \u003c y \u0026\u0026 z \u003e \u2028é\n\u0001","b\u003c":[]}"#);
+    }
+
+    #[test]
+    fn text_is_rewritten_without_being_read() {
+        let text = "{ \"a\" : [ 1.0, \"x { , : \\\" <\" ,{} ,[ ] ],\n\"b\":{\"c\":1e3}}";
+        let compacted = compact(text);
+        assert_eq!(compacted, r#"{"a":[1.0,"x { , : \" \u003c",{},[]],"b":{"c":1e3}}"#);
+        let value: Value = serde_json::from_str(&compacted).unwrap();
+        assert_eq!(indent(&to_string(&value)).into_bytes(), to_vec_indent(&value));
+        assert_eq!(indent(r#"{"b":1e3}"#), "{\n  \"b\": 1e3\n}");
     }
 
     #[test]

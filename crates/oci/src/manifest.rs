@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 
-use crate::nullable::nullable;
+use crate::nullable::{null_if_empty, nullable};
 use crate::{Digest, Platform, gojson, media};
 
 pub type Annotations = BTreeMap<String, String>;
@@ -69,7 +69,8 @@ pub struct Manifest {
     #[serde(rename = "artifactType", default, skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
     pub artifact_type: String,
     pub config: Descriptor,
-    #[serde(default, deserialize_with = "nullable")]
+    /// No layers are written as `null`.
+    #[serde(default, serialize_with = "null_if_empty", deserialize_with = "nullable")]
     pub layers: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,
@@ -86,7 +87,8 @@ pub struct Index {
     pub media_type: String,
     #[serde(rename = "artifactType", default, skip_serializing_if = "String::is_empty", deserialize_with = "nullable")]
     pub artifact_type: String,
-    #[serde(default, deserialize_with = "nullable")]
+    /// No manifests are written as `null`.
+    #[serde(default, serialize_with = "null_if_empty", deserialize_with = "nullable")]
     pub manifests: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Descriptor>,

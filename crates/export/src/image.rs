@@ -1,0 +1,13 @@
+//! Exports that are images: in a registry, or in a tar or content store at the client.
+mod archive;
+mod assemble;
+mod blobs;
+mod exporter;
+mod layout;
+mod options;
+mod packing;
+mod push;
+
+pub use archive::ArchiveExporter;
+pub use exporter::ImageExporter;
+pub use options::{Encoding, Packing};

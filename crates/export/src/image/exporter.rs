@@ -1,0 +1,134 @@
+//! `image`: the image goes into the content store and, if asked, from there to registries.
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use bytes::Bytes;
+use content::Store;
+use fault::{Fault, Result};
+use oci::{Descriptor, gojson};
+use registry::Client;
+
+use crate::api::{Context, Exported, Exporter, Source};
+use crate::attrs::Attrs;
+use crate::image::assemble::{Draft, Image, assemble};
+use crate::image::blobs::Blobs;
+use crate::image::options::{ImageOptions, Packing, Settled};
+use crate::image::packing::{Parts, pack};
+use crate::image::push::{Target, push_all};
+
+pub struct ImageExporter {
+    store: Store,
+    client: Client,
+    options: ImageOptions,
+    push: bool,
+    by_digest: bool,
+    insecure: bool,
+    dangling_prefix: String,
+    dangling_only_unnamed: bool,
+    metadata: BTreeMap<String, Bytes>,
+}
+
+impl ImageExporter {
+    pub fn resolve(mut attrs: Attrs, compatibility: u32, store: Store, client: Client) -> Result<Self> {
+        let options = ImageOptions::take(&mut attrs, compatibility, true)?;
+        let mut switch = |key| Ok::<_, Fault>(attrs.switch(key)?.unwrap_or(false));
+        let (push, by_digest, insecure) = (switch("push")?, switch("push-by-digest")?, switch("registry.insecure")?);
+        // BuildKit's spelling.
+        let dangling_only_unnamed = switch("danging-name-empty-only")?;
+        // About a worker's own image store, which there is none of here; BuildKit's OCI worker does nothing with them either.
+        for key in ["unpack", "store", "unsafe-internal-store-allow-incomplete", "name-canonical"] {
+            switch(key)?;
+        }
+        let dangling_prefix = attrs.text("dangling-name-prefix").unwrap_or_default();
+        let metadata = attrs.rest();
+        Ok(Self { store, client, options, push, by_digest, insecure, dangling_prefix, dangling_only_unnamed, metadata })
+    }
+
+    /// With the name of an image that has no other, where that is wanted.
+    fn names(&self, given: String, image: &Image) -> String {
+        if self.dangling_prefix.is_empty() || (self.dangling_only_unnamed && !given.is_empty()) {
+            return given;
+        }
+        let dangling = format!("{}@{}", self.dangling_prefix, image.root.descriptor.digest);
+        if given.is_empty() { dangling } else { format!("{given},{dangling}") }
+    }
+}
+
+#[async_trait]
+impl Exporter for ImageExporter {
+    fn name(&self) -> &'static str {
+        "exporting to image"
+    }
+
+    fn packing(&self) -> Option<Packing> {
+        Some(self.options.packing)
+    }
+
+    async fn export(&self, source: &Source, context: &Context) -> Result<Exported> {
+        let mut metadata = source.metadata.clone();
+        metadata.extend(self.metadata.clone());
+        let options = self.options.settle("image", &metadata, !source.attestations.is_empty(), false)?;
+        let given = self.options.names(&metadata);
+        let (image, blobs) = make(source, metadata, given.clone(), options, &self.store, context).await?;
+        let names = self.names(given, &image);
+        let mut response = response(&image, &image.root.descriptor);
+        if !names.is_empty() {
+            response.insert("image.name".into(), names.clone());
+        }
+        let mut exported =
+            Exported { response, descriptor: Some(image.root.descriptor.clone()), holds: image.holds.clone(), finalize: None };
+        if self.push && !names.is_empty() {
+            let names: Vec<String> = names.split(',').map(str::to_owned).collect();
+            let (client, sessions) = (self.client.clone(), context.sessions.clone());
+            let target = Target { client, sessions, insecure: self.insecure, by_digest: self.by_digest };
+            let (cancel, reporter) = (context.cancel.clone(), context.reporter.clone());
+            exported.finalize = Some(Box::pin(async move { push_all(&image, &blobs, &names, &target, &cancel, &reporter).await }));
+        }
+        Ok(exported)
+    }
+}
+
+/// Packs the layers and writes the documents. `names` are what statements are about.
+pub async fn make(
+    source: &Source,
+    metadata: BTreeMap<String, Bytes>,
+    names: String,
+    options: Settled,
+    store: &Store,
+    context: &Context,
+) -> Result<(Image, Blobs)> {
+    if options.rewrite_timestamps {
+        refuse_rewrite(source, &metadata, &options)?;
+    }
+    let Parts { parts, layers } = context.cancel.run(pack(source, options.packing, context)).await?;
+    let draft = Draft { parts, is_map: source.is_map, metadata, attestations: source.attestations.clone(), names };
+    let (own, reporter) = (store.clone(), context.reporter.clone());
+    let image = task::blocking(move || assemble(&draft, &options, &own, &reporter)).await?;
+    Ok((image, Blobs::new(store.clone(), layers)))
+}
+
+/// Without an epoch there is nothing to rewrite to, and as BuildKit we go on without.
+fn refuse_rewrite(source: &Source, metadata: &BTreeMap<String, Bytes>, options: &Settled) -> Result<()> {
+    for result in &source.results {
+        if options.epoch.resolve(metadata, &result.id)?.is_some() {
+            let why = "exporter option \"rewrite-timestamp\" is not supported by kiln: set the times of files in the build, and leave the option out";
+            return Err(Fault::new(fault::Kind::Unimplemented, why));
+        }
+    }
+    tracing::warn!("rewrite-timestamp is specified, but no source-date-epoch was found");
+    Ok(())
+}
+
+/// What clients are told of an image.
+pub fn response(image: &Image, root: &Descriptor) -> BTreeMap<String, String> {
+    let descriptor = base64::engine::general_purpose::STANDARD.encode(gojson::to_vec(root));
+    let mut response = BTreeMap::from([
+        ("containerimage.digest".to_owned(), root.digest.to_string()),
+        ("containerimage.descriptor".to_owned(), descriptor),
+    ]);
+    if let Some(config) = &image.config {
+        response.insert("containerimage.config.digest".into(), config.to_string());
+    }
+    response
+}
