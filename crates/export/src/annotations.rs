@@ -35,7 +35,8 @@ impl Key {
             Some("manifest-descriptor") => Place::ManifestDescriptor,
             Some(other) => return Err(Fault::invalid(format!("unrecognized annotation type {other}"))),
         };
-        let platform = platform.map(|p| p.parse::<Platform>().map(|p| p.to_string())).transpose().map_err(|e| Fault::invalid(e.to_string()))?;
+        let platform =
+            platform.map(|p| p.parse::<Platform>().map(|p| p.to_string())).transpose().map_err(|e| Fault::invalid(e.to_string()))?;
         Ok(Some(Self { place, platform, key: key.to_owned() }))
     }
 }
@@ -165,7 +166,9 @@ mod tests {
         ] {
             assert_eq!(Key::parse(text).unwrap(), Some(want), "{text}");
         }
-        for text in ["annotation", "annotation.", "annotations.a", "annotation-.a", "annotation[].a", "annotation[a b].c", "annotation.a b", "x"] {
+        for text in
+            ["annotation", "annotation.", "annotations.a", "annotation-.a", "annotation[].a", "annotation[a b].c", "annotation.a b", "x"]
+        {
             assert_eq!(Key::parse(text).unwrap(), None, "{text}");
         }
         assert_eq!(Key::parse("annotation-layer.a").unwrap_err().to_string(), "unrecognized annotation type layer");

@@ -69,7 +69,9 @@ const SEND: &str = "/moby.filesync.v1.FileSend/diffcopy";
 impl Context {
     /// The client, if it is there.
     pub(crate) fn session(&self) -> Result<&Arc<dyn Session>> {
-        self.session.as_ref().ok_or_else(|| Fault::new(Kind::NotFound, "no active session to export to: the client has gone, or opened none"))
+        self.session
+            .as_ref()
+            .ok_or_else(|| Fault::new(Kind::NotFound, "no active session to export to: the client has gone, or opened none"))
     }
 
     /// The client, if it is there and takes files.

@@ -89,7 +89,8 @@ fn json<T: Serialize + ?Sized>(value: &T) -> String {
 
 fn base_history(base: Option<&[u8]>) -> Result<Vec<History>> {
     let Some(base) = base.filter(|b| !b.is_empty()) else { return Ok(Vec::new()) };
-    let config = ImageConfig::parse(base).map_err(|e| Fault::invalid(format!("failed to unmarshal base image config: {}", fault::chain(&e))))?;
+    let config =
+        ImageConfig::parse(base).map_err(|e| Fault::invalid(format!("failed to unmarshal base image config: {}", fault::chain(&e))))?;
     Ok(config.history)
 }
 
@@ -215,7 +216,12 @@ mod tests {
         let config = br#"{"os":"linux","architecture":"amd64","history":[{"created_by":"one"},{"created_by":"two"}]}"#;
         let out = patched(config, &[facts("a", 1)], Patch::default());
         assert_eq!(out["history"][1]["empty_layer"], true);
-        for (bad, why) in [("null", "invalid null image config for export"), ("{}", "missing os"), (r#"{"os":"linux"}"#, "missing architecture"), ("[", "invalid image config for export: ")] {
+        for (bad, why) in [
+            ("null", "invalid null image config for export"),
+            ("{}", "missing os"),
+            (r#"{"os":"linux"}"#, "missing architecture"),
+            ("[", "invalid image config for export: "),
+        ] {
             assert!(patch(bad.as_bytes(), &[], Patch::default()).unwrap_err().to_string().contains(why), "{bad}");
         }
     }

@@ -87,7 +87,8 @@ impl Entry {
     /// As the client's protocol has it, which knows names in UTF-8 only.
     pub fn into_stat(self) -> Result<Stat> {
         let text = |name: OsString| {
-            name.into_string().map_err(|n| Fault::invalid(format!("cannot send {}: the file transfer protocol knows UTF-8 names only", n.display())))
+            name.into_string()
+                .map_err(|n| Fault::invalid(format!("cannot send {}: the file transfer protocol knows UTF-8 names only", n.display())))
         };
         let xattrs = self.xattrs.into_iter().map(|(key, value)| Ok((text(key)?, value.into()))).collect::<Result<_>>()?;
         Ok(Stat {
@@ -186,7 +187,8 @@ pub mod tests {
         }
 
         fn open(&self, path: &Path) -> Result<Box<dyn Read + Send>> {
-            let found = self.0.iter().find(|(entry, _)| entry.path == path).ok_or_else(|| Fault::new(fault::Kind::NotFound, "no such file"))?;
+            let found =
+                self.0.iter().find(|(entry, _)| entry.path == path).ok_or_else(|| Fault::new(fault::Kind::NotFound, "no such file"))?;
             Ok(Box::new(Cursor::new(found.1.clone())))
         }
     }

@@ -36,7 +36,14 @@ impl ArchiveExporter {
         Ok(Self { store, options, docker, tar, metadata: attrs.rest() })
     }
 
-    async fn send_tar(&self, image: &Image, root: &Descriptor, names: &[oci::Reference], response: &BTreeMap<String, String>, context: &Context) -> Result<()> {
+    async fn send_tar(
+        &self,
+        image: &Image,
+        root: &Descriptor,
+        names: &[oci::Reference],
+        response: &BTreeMap<String, String>,
+        context: &Context,
+    ) -> Result<()> {
         let session = context.receiver()?;
         let records = layout::records(image, root, names, self.docker);
         let target = session.upload(context.index, response).await?;

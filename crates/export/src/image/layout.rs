@@ -97,7 +97,9 @@ pub fn normalized(names: &str) -> Result<Vec<Reference>> {
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let parse = |name: &str| name.parse::<Reference>().map(Reference::or_latest).map_err(|e| Fault::invalid(format!("failed to parse {name}: {e}")));
+    let parse = |name: &str| {
+        name.parse::<Reference>().map(Reference::or_latest).map_err(|e| Fault::invalid(format!("failed to parse {name}: {e}")))
+    };
     names.split(',').map(parse).collect()
 }
 
@@ -127,4 +129,100 @@ pub fn write(records: &Records, store: &Store, out: &mut Chunks) -> Result<()> {
 
 fn pad(out: &mut Chunks, size: u64) -> Result<()> {
     Ok(out.write_all(&[0; 512][..padding(size)])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use progress::Reporter;
+    use testkit::read_tar;
+
+    use super::*;
+    use crate::image::assemble::assemble;
+    use crate::image::assemble::tests::{draft, options, store};
+    use crate::upload::tests::Received;
+    use crate::upload::upload;
+
+    async fn tarred(names: &str, docker: bool) -> (Image, Vec<u8>) {
+        let (_dir, store) = store();
+        let draft = draft(&store, &["linux/amd64"]);
+        let image = assemble(&draft, &options(&[], &draft).unwrap(), &store, &Reporter::silent()).unwrap();
+        let records = records(&image, &image.root.descriptor, &normalized(names).unwrap(), docker);
+        let received = Received::default();
+        upload(Box::new(received.clone()), move |out| write(&records, &store, out)).await.unwrap();
+        let bytes = received.0.lock().unwrap().0.clone();
+        (image, bytes)
+    }
+
+    /// Names as they lie in the tar.
+    fn order(mut tar: &[u8]) -> Vec<String> {
+        let mut names = Vec::new();
+        while tar[0] != 0 {
+            let field = |from: usize, to: usize| String::from_utf8_lossy(&tar[from..to]).trim_end_matches('\0').to_owned();
+            names.push(field(0, 100));
+            let size = usize::from_str_radix(&field(124, 136), 8).unwrap();
+            tar = &tar[512 + size.next_multiple_of(512)..];
+        }
+        assert_eq!(tar, TRAILER);
+        names
+    }
+
+    #[tokio::test]
+    async fn a_layout_names_every_blob() {
+        let (image, tar) = tarred("x,r.io/y:2", false).await;
+        let root = &image.root.descriptor;
+        let mut blobs: Vec<String> = image.root.blobs.iter().chain([root]).map(|b| format!("blobs/sha256/{}", b.digest.hex())).collect();
+        blobs.sort();
+        let want =
+            [vec!["blobs/".to_owned(), "blobs/sha256/".into()], blobs.clone(), vec!["index.json".into(), "oci-layout".into()]].concat();
+        assert_eq!(order(&tar), want);
+        let entries = read_tar(&tar);
+        for blob in &blobs {
+            assert_eq!(Digest::of(&entries[blob].data).hex(), &blob[13..]);
+            assert_eq!((entries[blob].kind, entries[blob].mode), (b'0', 0o444));
+        }
+        assert_eq!((entries["blobs"].mode, entries["index.json"].mode, entries["oci-layout"].mode), (0o755, 0o644, 0o444));
+        assert_eq!(entries["oci-layout"].data, br#"{"imageLayoutVersion":"1.0.0"}"#);
+        let entry = |name: &str, tag: &str| {
+            format!(
+                concat!(
+                    r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{}","size":{},"#,
+                    r#""annotations":{{"io.containerd.image.name":"{}","org.opencontainers.image.ref.name":"{}"}},"#,
+                    r#""platform":{{"architecture":"amd64","os":"linux"}}}}"#
+                ),
+                root.digest, root.size, name, tag
+            )
+        };
+        let want = format!(
+            r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{},{}]}}"#,
+            entry("docker.io/library/x:latest", "latest"),
+            entry("r.io/y:2", "2")
+        );
+        assert_eq!(String::from_utf8_lossy(&entries["index.json"].data), want);
+    }
+
+    #[tokio::test]
+    async fn docker_gets_its_own_manifest_too() {
+        let (image, tar) = tarred("x", true).await;
+        let path = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+        let blobs = &image.root.blobs;
+        let want = format!(
+            r#"[{{"Config":"{}","RepoTags":["x:latest"],"Layers":["{}","{}"]}}]"#,
+            path(&blobs[0].digest),
+            path(&blobs[1].digest),
+            path(&blobs[2].digest)
+        );
+        assert_eq!(String::from_utf8_lossy(&read_tar(&tar)["manifest.json"].data), want);
+        let (_, tar) = tarred("", true).await;
+        assert!(String::from_utf8_lossy(&read_tar(&tar)["manifest.json"].data).contains(r#""RepoTags":null"#));
+    }
+
+    #[test]
+    fn bad_names_are_named() {
+        assert_eq!(
+            normalized("a,B").unwrap_err().to_string(),
+            "failed to parse B: invalid reference format: repository name (library/B) must be lowercase"
+        );
+        let digest = Digest::of("x");
+        assert_eq!(reference_name(&format!("r.io/a@{digest}").parse().unwrap()), format!("r.io/a@{digest}"));
+    }
 }

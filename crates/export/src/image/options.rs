@@ -52,7 +52,8 @@ impl Packing {
             Some(value) => parse_bool(&value, &format!("non-bool value {value} specified for force-compression"))?,
         };
         let level = attrs.text("compression-level");
-        let level = level.map(|value| parse_int(&value, &format!("non-integer value {value} specified for compression-level"))).transpose()?;
+        let level =
+            level.map(|value| parse_int(&value, &format!("non-integer value {value} specified for compression-level"))).transpose()?;
         Ok(Self { encoding, force, level })
     }
 }
@@ -186,8 +187,14 @@ mod tests {
     fn conflicts_and_bad_values_are_named() {
         for (pairs, want) in [
             (&[("compression", "lz4")][..], "unsupported compression type lz4"),
-            (&[("compression-level", "x")], "non-integer value x specified for compression-level: strconv.ParseInt: parsing \"x\": invalid syntax"),
-            (&[("force-compression", "x")], "non-bool value x specified for force-compression: strconv.ParseBool: parsing \"x\": invalid syntax"),
+            (
+                &[("compression-level", "x")],
+                "non-integer value x specified for compression-level: strconv.ParseInt: parsing \"x\": invalid syntax",
+            ),
+            (
+                &[("force-compression", "x")],
+                "non-bool value x specified for force-compression: strconv.ParseBool: parsing \"x\": invalid syntax",
+            ),
             (
                 &[("compression", "estargz"), ("oci-mediatypes", "false")],
                 "exporter option \"compression=estargz\" conflicts with \"oci-mediatypes=false\"",

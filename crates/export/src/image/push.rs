@@ -40,7 +40,8 @@ async fn push(image: &Image, blobs: &Blobs, name: &str, target: &Target, cancel:
         return Err(Fault::invalid(format!("can't push tagged ref {reference} by digest")));
     }
     let tag = if target.by_digest { None } else { reference.clone().or_latest().tag().map(str::to_owned) };
-    let shown = if target.by_digest { reference.name() } else { reference.clone().or_latest().with_digest(root.digest.clone()).to_string() };
+    let shown =
+        if target.by_digest { reference.name() } else { reference.clone().or_latest().with_digest(root.digest.clone()).to_string() };
     let access = Access { credentials: Arc::new(target.sessions.clone()), reporter: reporter.clone() };
     let repository = target.client.repository(&reference, access).insecure(target.insecure);
     let transfer = Transfer { repository: &repository, reference: &reference, blobs, cancel, reporter };
