@@ -71,6 +71,10 @@ impl Client {
         Repository { client: self.clone(), name: reference.without_suffix(), access, insecure: false }
     }
 
+    pub(crate) fn endpoints(&self) -> &Endpoints {
+        &self.0.endpoints
+    }
+
     fn limit(&self, domain: &str) -> Limit {
         let count = self.0.endpoints.config.concurrency.max(1);
         let make = || Limit { blobs: Arc::new(Semaphore::new(count)), all: Arc::new(Semaphore::new(count + 1)) };

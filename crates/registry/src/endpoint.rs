@@ -89,7 +89,8 @@ impl Endpoints {
         Ok(Endpoint { host: host.to_owned(), root, scheme, namespace, transport: self.transport(key, settings, insecure)? })
     }
 
-    fn transport(&self, key: &str, settings: &Host, insecure: bool) -> Result<Transport> {
+    /// The client with the settings of the host `key`; hosts without an entry share one.
+    pub fn transport(&self, key: &str, settings: &Host, insecure: bool) -> Result<Transport> {
         let own = insecure || self.config.hosts.contains_key(key);
         let key = (if own { key.to_owned() } else { String::new() }, insecure);
         if let Some(known) = self.transports.lock().expect("no holder of this lock panics").get(&key) {

@@ -19,6 +19,7 @@ mod push;
 mod resolve;
 mod tls;
 mod transport;
+mod web;
 
 pub use auth::{Anonymous, Credentials, Holder};
 pub use client::{Access, Client, Repository};
@@ -28,3 +29,4 @@ pub use fetch::BlobStream;
 pub use payload::{Payload, Progress};
 pub use push::{Pushed, SOURCE_ANNOTATION, mount_candidate};
 pub use resolve::MAX_MANIFEST;
+pub use web::{Web, WebAnswer};

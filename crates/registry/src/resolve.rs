@@ -79,6 +79,25 @@ impl Repository {
         self.document(descriptor, "blobs", limit).await
     }
 
+    /// The size of a blob that only its digest is known of.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<u64> {
+        let digest = Arc::new(digest.clone());
+        self.pull(|endpoint| {
+            let digest = digest.clone();
+            Box::pin(async move { self.blob_size_at(&endpoint, &digest).await })
+        })
+        .await
+    }
+
+    async fn blob_size_at(&self, endpoint: &Endpoint, digest: &Digest) -> Result<u64> {
+        let call = |method| Ok::<_, RegistryError>(accepting(Call::new(method, self.url(endpoint, &format!("blobs/{digest}"), &[])?), ""));
+        let reference = self.name().with_digest(digest.clone());
+        let answer = self.ask(endpoint, call(Method::HEAD)?).await?;
+        let answer = self.accepted(endpoint, &reference, answer, call(Method::GET)?).await?;
+        let size = answer.header(CONTENT_LENGTH.as_str()).and_then(|v| v.parse().ok());
+        size.ok_or_else(|| RegistryError::Answer { url: answer.url(), problem: "no length of the blob".into() })
+    }
+
     async fn document(&self, descriptor: &Descriptor, kind: &'static str, limit: u64) -> Result<Bytes> {
         let _slot = self.slot("+json").await;
         let descriptor = Arc::new(descriptor.clone());

@@ -1,0 +1,143 @@
+//! Writes received entries into a new directory. Plain blocking code; the directory is nobody else's.
+//!
+//! Paths are relative and have passed the [validator](super::validate), so no part of one but the last can be a symbolic link.
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+use session::{Stat, go_mode};
+
+use super::error::LocalError;
+
+/// The directory under construction and, where there is one, the last version of it.
+pub(crate) struct Disk {
+    root: OwnedFd,
+    previous: Option<OwnedFd>,
+    /// A directory hands its group down, so that owners must always be set.
+    inherits: bool,
+}
+
+impl Disk {
+    pub fn open(root: &Path, previous: Option<&Path>) -> Result<Self, LocalError> {
+        let open = |path: &Path| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).map_err(LocalError::io("open", &path.to_string_lossy()))
+        };
+        Ok(Self { root: open(root)?, previous: previous.map(open).transpose()?, inherits: false })
+    }
+
+    pub fn mkdir(&mut self, stat: &Stat) -> Result<(), LocalError> {
+        let path = stat.path.as_str();
+        rustix::fs::mkdirat(&self.root, path, Mode::RWXU).map_err(LocalError::io("create dir", path))?;
+        let dir =
+            rustix::fs::openat(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let dir = dir.map_err(LocalError::io("open", path))?;
+        self.inherits |= stat.mode & go_mode::SETGID != 0;
+        self.dress(&dir, stat)
+    }
+
+    /// Everything that is neither a directory nor a regular file with content of its own.
+    pub fn special(&self, stat: &Stat) -> Result<(), LocalError> {
+        let path = stat.path.as_str();
+        if stat.mode & go_mode::SYMLINK != 0 {
+            rustix::fs::symlinkat(stat.linkname.as_str(), &self.root, path).map_err(LocalError::io("symlink", path))?;
+        } else {
+            let kind = FileType::from_raw_mode(go_mode::to_posix(stat.mode));
+            let device = rustix::fs::makedev(stat.devmajor as u32, stat.devminor as u32);
+            if kind == FileType::CharacterDevice && device == 0 {
+                return Err(LocalError::Whiteout { path: path.to_owned() });
+            }
+            let mode = Mode::from_raw_mode(go_mode::to_posix(stat.mode) & 0o7777);
+            rustix::fs::mknodat(&self.root, path, kind, mode, device).map_err(LocalError::io("create device", path))?;
+            rustix::fs::chmodat(&self.root, path, mode, AtFlags::empty()).map_err(LocalError::io("chmod", path))?;
+        }
+        if self.needs_owner(stat) {
+            let (uid, gid) = owner(stat);
+            rustix::fs::chownat(&self.root, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(LocalError::io("chown", path))?;
+        }
+        rustix::fs::utimensat(&self.root, path, &times(stat.mod_time), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(LocalError::io("set times of", path))
+    }
+
+    pub fn create(&self, path: &str) -> Result<File, LocalError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.root, path, flags, Mode::RUSR | Mode::WUSR).map(File::from).map_err(LocalError::io("create", path))
+    }
+
+    /// Gives a written file its metadata.
+    pub fn finish(&self, file: &File, stat: &Stat) -> Result<(), LocalError> {
+        self.dress(file, stat)?;
+        rustix::fs::futimens(file, &times(stat.mod_time)).map_err(LocalError::io("set times of", &stat.path))
+    }
+
+    /// Takes an unchanged file over from the last version. `false` if it is not there any more.
+    pub fn take_over(&self, stat: &Stat) -> Result<bool, LocalError> {
+        let Some(previous) = &self.previous else { return Ok(false) };
+        let path = stat.path.as_str();
+        match rustix::fs::linkat(previous, path, &self.root, path, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Err(Errno::MLINK | Errno::XDEV | Errno::PERM) => self.copy(previous, stat),
+            Err(errno) => Err(LocalError::io("link", path)(errno)),
+        }
+    }
+
+    fn copy(&self, previous: &OwnedFd, stat: &Stat) -> Result<bool, LocalError> {
+        let path = stat.path.as_str();
+        let from = rustix::fs::openat(previous, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+        let mut from = File::from(from.map_err(LocalError::io("open", path))?);
+        let mut to = self.create(path)?;
+        std::io::copy(&mut from, &mut to).map_err(|source| LocalError::Io { action: "copy", path: path.to_owned(), source })?;
+        self.finish(&to, stat)?;
+        Ok(true)
+    }
+
+    /// Another name for a file of this directory.
+    pub fn hard_link(&self, stat: &Stat) -> Result<(), LocalError> {
+        let path = stat.path.as_str();
+        rustix::fs::linkat(&self.root, stat.linkname.as_str(), &self.root, path, AtFlags::empty()).map_err(LocalError::io("link", path))
+    }
+
+    /// Sets a directory's time, once nothing in it changes any more.
+    pub fn settle(&self, stat: &Stat) -> Result<(), LocalError> {
+        let path = stat.path.as_str();
+        rustix::fs::utimensat(&self.root, path, &times(stat.mod_time), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(LocalError::io("set times of", path))
+    }
+
+    /// Extended attributes, owner, mode; in this order, as a change of owner clears mode bits.
+    fn dress(&self, handle: impl std::os::fd::AsFd, stat: &Stat) -> Result<(), LocalError> {
+        for (name, value) in stat.xattrs.iter().filter(|(name, _)| !is_overlays(name)) {
+            // Attributes that this file system does not take are left out, as upstream does.
+            if let Err(errno) = rustix::fs::fsetxattr(&handle, name.as_str(), value, XattrFlags::empty()) {
+                tracing::debug!(path = stat.path, name, %errno, "attribute not set");
+            }
+        }
+        if self.needs_owner(stat) {
+            let (uid, gid) = owner(stat);
+            rustix::fs::fchown(&handle, uid, gid).map_err(LocalError::io("chown", &stat.path))?;
+        }
+        let mode = Mode::from_raw_mode(go_mode::to_posix(stat.mode) & 0o7777);
+        rustix::fs::fchmod(&handle, mode).map_err(LocalError::io("chmod", &stat.path))
+    }
+
+    fn needs_owner(&self, stat: &Stat) -> bool {
+        self.inherits || stat.uid != 0 || stat.gid != 0
+    }
+}
+
+/// Attributes by which overlay file systems mark deletions. A client must not plant them.
+fn is_overlays(name: &str) -> bool {
+    name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.")
+}
+
+fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)))
+}
+
+fn times(nanos: i64) -> Timestamps {
+    let time = Timespec { tv_sec: nanos.div_euclid(1_000_000_000), tv_nsec: nanos.rem_euclid(1_000_000_000) };
+    Timestamps { last_access: time, last_modification: time }
+}

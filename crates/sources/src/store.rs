@@ -1,0 +1,106 @@
+use std::sync::Arc;
+
+use fault::Result;
+use layers::{Layer, Layers};
+use llb::{SourceOp, Vertex};
+use oci::{Digest, Platform};
+use progress::Reporter;
+use session::Group;
+use task::Cancel;
+
+use crate::blob;
+use crate::error::SourceError;
+use crate::http::{self, HttpMeta};
+use crate::image::{self, ImageConfig};
+use crate::key::Key;
+use crate::local;
+use crate::memo::Memo;
+use crate::scheme::{self, Scheme};
+
+/// All sources of a worker. Clones are the same.
+#[derive(Clone)]
+pub struct Sources(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub layers: Layers,
+    pub content: content::Store,
+    pub registry: registry::Client,
+    pub db: kv::Db,
+    /// What vertices were pinned to, from their key to their fetch.
+    pub images: Memo<Digest, image::Pinned>,
+    pub downloads: Memo<Digest, http::Resolved>,
+    pub indexes: Memo<layers::LayerId, local::Index>,
+}
+
+/// On whose behalf and under whose eyes a source is used.
+#[derive(Clone)]
+pub struct Context {
+    pub cancel: Cancel,
+    /// Of the vertex.
+    pub reporter: Reporter,
+    pub sessions: Group,
+}
+
+impl Sources {
+    pub fn new(layers: Layers, content: content::Store, registry: registry::Client, db: kv::Db) -> Self {
+        let (images, downloads, indexes) = (Memo::new(1024), Memo::new(1024), Memo::new(16));
+        Self(Arc::new(Shared { layers, content, registry, db, images, downloads, indexes }))
+    }
+
+    /// Pins the source and gives its key. Index 0 always asks anew what a name stands for; a further index is only asked for where
+    /// [`Key::more`] said so, and is about the same pin.
+    pub async fn cache_key(&self, vertex: &Vertex, op: &SourceOp, index: usize, context: &Context) -> Result<Key> {
+        let (scheme, rest) = scheme::split(&op.identifier)?;
+        let shared = &self.0;
+        match scheme {
+            Scheme::Image | Scheme::OciLayout => {
+                image::key(shared, vertex, &image::Request::new(scheme, rest, &op.attrs)?, index, context).await
+            }
+            Scheme::Local => local::key(&local::Request::new(rest, &op.attrs)?, &context.sessions),
+            Scheme::Http => http::key(shared, vertex, &http::Request::new(rest, &op.attrs)?, context).await,
+            Scheme::ImageBlob | Scheme::LayoutBlob => Ok(blob::Request::new(scheme, rest, &op.attrs)?.key()),
+            Scheme::Git => Err(SourceError::Unsupported { scheme: "git" }.into()),
+        }
+    }
+
+    /// The pinned content as a layer; `None` for an image without layers. Images come back lazy.
+    pub async fn fetch(&self, vertex: &Vertex, op: &SourceOp, context: &Context) -> Result<Option<Layer>> {
+        let (scheme, rest) = scheme::split(&op.identifier)?;
+        let shared = &self.0;
+        match scheme {
+            Scheme::Image | Scheme::OciLayout => {
+                image::fetch(shared, vertex, &image::Request::new(scheme, rest, &op.attrs)?, context).await
+            }
+            Scheme::Local => local::fetch(shared, &local::Request::new(rest, &op.attrs)?, context).await.map(Some),
+            Scheme::Http => http::fetch(shared, vertex, &http::Request::new(rest, &op.attrs)?, context).await.map(Some),
+            Scheme::ImageBlob | Scheme::LayoutBlob => {
+                blob::fetch(shared, &blob::Request::new(scheme, rest, &op.attrs)?, context).await.map(Some)
+            }
+            Scheme::Git => Err(SourceError::Unsupported { scheme: "git" }.into()),
+        }
+    }
+
+    /// What an image or OCI layout op stands for, and its config for a platform (the host's where none is given). Without `with_config` only the digest is found out.
+    pub async fn image_config(
+        &self,
+        op: &SourceOp,
+        platform: Option<&Platform>,
+        with_config: bool,
+        context: &Context,
+    ) -> Result<ImageConfig> {
+        let (scheme, rest) = scheme::split(&op.identifier)?;
+        if !matches!(scheme, Scheme::Image | Scheme::OciLayout) {
+            return Err(SourceError::Scheme { scheme: op.identifier.clone() }.into());
+        }
+        image::config(&self.0, &image::Request::new(scheme, rest, &op.attrs)?, platform, with_config, context).await
+    }
+
+    /// What a URL holds now. `checksum` asks for a digest of the body followed by a suffix: (algorithm, suffix).
+    pub async fn http_meta(&self, op: &SourceOp, checksum: Option<(&str, &[u8])>, context: &Context) -> Result<HttpMeta> {
+        let (scheme, rest) = scheme::split(&op.identifier)?;
+        if scheme != Scheme::Http {
+            return Err(SourceError::Scheme { scheme: op.identifier.clone() }.into());
+        }
+        http::meta(&self.0, &http::Request::new(rest, &op.attrs)?, checksum, context).await
+    }
+}
