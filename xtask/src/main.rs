@@ -1,5 +1,6 @@
 //! `cargo xtask <check|test|codegen|tidy>`: what CI runs is what a person runs.
 mod codegen;
+mod debian;
 mod test;
 mod tidy;
 
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
     let flag = |name: &str| args.iter().any(|a| a == name);
     let outcome = match args.first().map(String::as_str) {
         Some("check") => check(),
-        Some("test") => test::run(&root(), &args[1..]),
+        Some("test") => test::all_rings(&root(), &args[1..]),
         Some("codegen") => codegen::run(flag("--check")),
         Some("tidy") => tidy::run(&root()),
         _ => Err(USAGE.into()),

@@ -1,35 +1,32 @@
 //! Runs all four rings of tests. A missing component is installed when that is possible and is a failure otherwise.
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::Outcome;
+use crate::{Outcome, debian, run};
 
 /// (program, Debian package)
-const COMPONENTS: [(&str, &str); 6] = [
+const COMPONENTS: [(&str, &str); 7] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
     ("docker-registry", "docker-registry"),
     ("ssh-agent", "openssh-client"),
     ("git", "git"),
+    ("openssl", "openssl"),
 ];
 
-fn rings(root: &Path, filter: &[String]) -> Outcome {
-    let nextest = found("cargo-nextest");
-    let mut command = Command::new("cargo");
-    command.current_dir(root);
-    if nextest {
-        command.args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]).args(filter);
-    } else {
-        command.args(["test", "--workspace", "--locked", "--no-fail-fast"]).args(filter);
-    }
-    crate::run(&mut command)
-}
+/// Where buildx lies in Debian's package.
+const BUILDX: &str = "usr/libexec/docker/cli-plugins/docker-buildx";
 
-pub fn run(root: &Path, filter: &[String]) -> Outcome {
+pub fn all_rings(root: &Path, filter: &[String]) -> Outcome {
     install()?;
-    rings(root, filter)
+    let buildx = buildx(root)?;
+    run(Command::new("cargo").args(["build", "--locked", "-p", "kiln"]).current_dir(root))?;
+    let runner: &[&str] = if found("cargo-nextest") { &["nextest", "run"] } else { &["test"] };
+    let mut command = Command::new("cargo");
+    command.current_dir(root).args(runner).args(["--workspace", "--locked", "--no-fail-fast"]).args(filter);
+    run(command.env("KILN_TEST_BUILDX", buildx))
 }
 
 fn install() -> Outcome {
@@ -40,14 +37,23 @@ fn install() -> Outcome {
     if std::fs::metadata("/proc/self")?.uid() != 0 {
         return Err(format!("these Debian packages are missing and only root can install them: {}", missing.join(" ")).into());
     }
-    crate::run(Command::new("apt-get").arg("update").arg("-qq"))?;
-    crate::run(
-        Command::new("apt-get")
-            .args(["install", "-y", "-qq", "--no-install-recommends"])
-            .args(&missing)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .stdout(Stdio::null()),
-    )
+    debian::install(&missing)
+}
+
+/// Docker's buildx as Debian packages it: the installed one, or else one unpacked below the target directory.
+fn buildx(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let installed = Path::new("/").join(BUILDX);
+    if installed.is_file() {
+        return Ok(installed);
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let tools = target.join("test-tools");
+    let unpacked = tools.join(BUILDX);
+    if !unpacked.is_file() {
+        std::fs::create_dir_all(&tools)?;
+        debian::unpack_from_sid("docker-buildx", &tools.canonicalize()?)?;
+    }
+    Ok(unpacked.canonicalize()?)
 }
 
 fn found(program: &str) -> bool {

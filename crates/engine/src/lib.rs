@@ -1,12 +1,17 @@
 //! Does: owns the solver, runs its commands on tokio, shares work between jobs, cancels.
 //!
-//! Shape that its users (`job`, `worker`) rely on:
+//! Owns the one task that holds the solver (`run_loop`), the work it started, and for each vertex the watchers of the jobs that hold it (`fan`). Does not know
+//! what an op does ([`Execute`] does), nor what a job is for.
 //!
-//! ```ignore
-//! let engine = Engine::new(execute: Arc<dyn Execute>, index: cache::Index, Options { parallelism: Option<usize> });
-//! let job: Job = engine.job(id, sink: Arc<dyn progress::Sink>, sessions: session::Group, cancel: task::Cancel);
-//! job.announce(&graph);                                      // progress shows its vertices
-//! let built: Built = job.build(graph: Arc<llb::Graph>).await?; // Built { layer: Option<Layer>, key: Option<..> }; several graphs may be built in one job, also at once
-//! drop(job);                                                 // what only this job wanted is cancelled
-//! ```
-// `execute` is compiled once `layers` has its handles.
+//! Start at [`Engine`] and [`Job`]; [`Execute`] is what a place where steps run must offer.
+//!
+//! Invariants: the solver is touched by its own task only; what a job alone wanted is cancelled when the job drops; a watcher that joins late
+//! sees everything that the vertex reported before.
+mod execute;
+mod fan;
+mod job;
+mod memory;
+mod run_loop;
+
+pub use execute::{CacheMap, Context, Execute, InputMap};
+pub use job::{Built, Engine, Job, Options};

@@ -1,2 +1,8 @@
 //! Exec, file, merge, diff, source and build: each gives a cache map and a run.
+//!
+//! Owns what an op does, given its inputs as layers. Does not know when it runs, nor who wants it (`engine`), nor where a cached result is (`cache`).
+//!
+//! Start at [`exec::Exec`] and `file`; merge and diff are `layers`' own operations.
+pub mod checksum;
 pub mod exec;
+mod ssh;

@@ -1,2 +1,200 @@
-//! The exec op: one process in a container.
-pub mod log;
+//! The exec op: one process in a container, on the layers that are its inputs.
+//!
+//! Start at [`Exec::run`]. `mounts` turns the op's mounts into trees and the sandbox's mounts, and commits them afterwards;
+//! `environment` makes what the process sees; `log` carries its output.
+mod environment;
+mod log;
+mod mounts;
+mod stubs;
+
+use std::sync::{Arc, Mutex};
+
+use fault::{Classified, Detail, Fault, Kind};
+use layers::{Layer, Layers};
+use llb::{ExecOp, LinuxResources, Vertex};
+use progress::Reporter;
+use sandbox::{Container, Exit, Input, Io, Network, Output, Process, Resources, Rlimit, Runtime, Security};
+use session::Group;
+use task::Cancel;
+
+pub use log::{LogLimits, StepLog};
+pub use mounts::Prepared;
+
+/// What all exec ops of a worker share.
+pub struct Exec {
+    pub layers: Layers,
+    pub runtime: Arc<dyn Runtime>,
+    pub log_limits: LogLimits,
+    /// Where a step's cgroup goes if it asks for nothing; empty for the runtime's default.
+    pub cgroup_parent: String,
+    /// Where forwarded sockets live.
+    pub sockets: std::path::PathBuf,
+}
+
+/// One exec to run.
+pub struct Request<'a> {
+    pub vertex: &'a Vertex,
+    pub op: &'a ExecOp,
+    pub inputs: &'a [Option<Layer>],
+    pub sessions: &'a Group,
+    pub reporter: &'a Reporter,
+    pub cancel: &'a Cancel,
+}
+
+/// A process that ended otherwise than the step allows.
+#[derive(Debug, thiserror::Error)]
+#[error("process {command} did not complete successfully: {}", reason(*code, *oom))]
+pub struct ExitError {
+    /// The arguments, joined and quoted.
+    pub command: String,
+    pub code: i32,
+    pub oom: bool,
+}
+
+fn reason(code: i32, oom: bool) -> String {
+    if oom { "cannot allocate memory".to_owned() } else { format!("exit code: {code}") }
+}
+
+impl Classified for ExitError {
+    fn kind(&self) -> Kind {
+        if self.oom { Kind::Exhausted } else { Kind::Unknown }
+    }
+
+    fn details(&self) -> Vec<Detail> {
+        vec![Detail::Exit { code: self.code as u32, error: String::new() }]
+    }
+}
+
+impl Exec {
+    /// Runs the op; one result for each of its outputs.
+    pub async fn run(&self, request: Request<'_>) -> fault::Result<Vec<Option<Layer>>> {
+        let Request { vertex, op, reporter, cancel, .. } = &request;
+        let mut prepared = Prepared::new(self, &request).await?;
+        let id = vertex_container_id(vertex);
+        let container = Container {
+            root_readonly: prepared.root_readonly(),
+            mounts: prepared.take_mounts(),
+            hostname: op.meta.hostname.clone(),
+            hosts: environment::hosts(&op.meta.extra_hosts)?,
+            network: match op.network {
+                llb::NetMode::Unset => Network::Default,
+                llb::NetMode::Host => Network::Host,
+                llb::NetMode::None => Network::None,
+            },
+            resources: resources(vertex.metadata.linux_resources.as_ref()),
+            cgroup_parent: if op.meta.cgroup_parent.is_empty() { self.cgroup_parent.clone() } else { op.meta.cgroup_parent.clone() },
+            security: match op.security {
+                llb::SecurityMode::Sandbox => Security::Sandbox,
+                llb::SecurityMode::Insecure => Security::Insecure,
+            },
+            recursive_stubs: op.meta.remove_mount_stubs_recursive,
+            ..Container::new(id, prepared.root())
+        };
+        let process = process(op, environment::variables(op, request.sessions).await?);
+        let outcome = self.supervise(container, process, reporter, cancel).await;
+        let exit = match outcome {
+            Ok(exit) => exit,
+            Err(fault) => {
+                prepared.discard().await;
+                return Err(fault);
+            }
+        };
+        if !allowed(op, &exit) {
+            let failure: Fault = ExitError { command: quote(&op.meta.args.join(" ")), code: exit.code, oom: exit.oom_killed }.into();
+            prepared.discard().await;
+            return Err(failure);
+        }
+        prepared.commit(op, exit.stubs).await
+    }
+
+    /// Runs the process with its output going to the step's log.
+    async fn supervise(&self, container: Container, process: Process, reporter: &Reporter, cancel: &Cancel) -> fault::Result<Exit> {
+        let logs = [1, 2].map(|stream| Arc::new(Mutex::new(Some(StepLog::new(reporter.clone(), stream, self.log_limits)))));
+        let [stdout, stderr] = [&logs[0], &logs[1]].map(|log| {
+            let log = log.clone();
+            Output::Call(Box::new(move |data| {
+                if let Some(log) = log.lock().expect("no holder of this lock panics").as_mut() {
+                    log.write(data);
+                }
+            }))
+        });
+        let outcome = self.runtime.run(container, process, Io { stdin: Input::Empty, stdout, stderr }, cancel).await;
+        let failed = !matches!(&outcome, Ok(exit) if exit.code == 0);
+        for log in logs {
+            if let Some(log) = log.lock().expect("no holder of this lock panics").take() {
+                log.finish(failed);
+            }
+        }
+        Ok(outcome?)
+    }
+}
+
+fn allowed(op: &ExecOp, exit: &Exit) -> bool {
+    match op.meta.valid_exit_codes.as_slice() {
+        [] => exit.code == 0,
+        codes => codes.contains(&exit.code),
+    }
+}
+
+fn process(op: &ExecOp, env: Vec<String>) -> Process {
+    let rlimits = op.meta.ulimits.iter().map(|u| Rlimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect();
+    Process { args: op.meta.args.clone(), env, cwd: op.meta.cwd.clone(), user: op.meta.user.clone(), tty: false, rlimits }
+}
+
+/// LLB's zeroes mean "not limited".
+fn resources(given: Option<&LinuxResources>) -> Resources {
+    let Some(r) = given else { return Resources::default() };
+    Resources {
+        memory: (r.memory > 0).then_some(r.memory),
+        memory_swap: (r.memory_swap != 0).then_some(r.memory_swap),
+        cpu_shares: (r.cpu_shares > 0).then_some(r.cpu_shares),
+        cpu_quota: (r.cpu_quota > 0).then_some(r.cpu_quota),
+        cpu_period: (r.cpu_period > 0).then_some(r.cpu_period),
+        cpuset_cpus: r.cpuset_cpus.clone(),
+        cpuset_mems: r.cpuset_mems.clone(),
+        pids: None,
+    }
+}
+
+/// Unique among running containers: a vertex runs once at a time, but an ignoring and a joining instance share its digest.
+fn vertex_container_id(vertex: &Vertex) -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}-{}", &vertex.digest.hex()[..16], std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// As Go's `%q` prints a string, which is how clients know this message.
+fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            '\u{b}' => out.push_str("\\v"),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_failure_reads_as_clients_know_it() {
+        let error = ExitError { command: quote("/bin/sh -c echo \"a\"\nfalse"), code: 1, oom: false };
+        assert_eq!(error.to_string(), r#"process "/bin/sh -c echo \"a\"\nfalse" did not complete successfully: exit code: 1"#);
+        let error = ExitError { command: quote("x"), code: 137, oom: true };
+        assert_eq!(error.to_string(), r#"process "x" did not complete successfully: cannot allocate memory"#);
+    }
+}

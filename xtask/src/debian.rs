@@ -1,0 +1,55 @@
+//! Test tools from Debian: ordinary packages are installed; what this release lacks is taken from a newer suite and only unpacked.
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::{Outcome, run};
+
+/// Installs packages with apt; needs root.
+pub fn install(packages: &[&str]) -> Outcome {
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut command = Command::new("apt-get");
+    command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+    run(command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
+}
+
+/// Unpacks one package of the suite `sid` below `into`, with lists and cache of its own: the system's stay as they are.
+pub fn unpack_from_sid(package: &str, into: &Path) -> Outcome {
+    let apt = into.join("apt");
+    for dir in ["lists/partial", "cache/archives/partial", "debs"] {
+        fs::create_dir_all(apt.join(dir))?;
+    }
+    fs::write(apt.join("status"), "")?;
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    fs::write(apt.join("sources.list"), format!("deb [signed-by={keyring}] {} sid main\n", mirror()?))?;
+    let option = |key: &str, value: String| ["-o".to_owned(), format!("{key}={value}")];
+    let path = |name: &str| apt.join(name).display().to_string();
+    let options: Vec<String> = [
+        option("Dir::Etc::SourceList", path("sources.list")),
+        option("Dir::Etc::SourceParts", "-".into()),
+        option("Dir::State::Lists", path("lists")),
+        option("Dir::State::status", path("status")),
+        option("Dir::Cache", path("cache")),
+        option("APT::Sandbox::User", "root".into()),
+    ]
+    .concat();
+    run(Command::new("apt-get").args(&options).args(["update", "-qq"]))?;
+    run(Command::new("apt-get").args(&options).args(["download", "-qq", package]).current_dir(apt.join("debs")))?;
+    for deb in fs::read_dir(apt.join("debs"))? {
+        run(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(into))?;
+    }
+    fs::remove_dir_all(apt)?;
+    Ok(())
+}
+
+/// The mirror that this machine's apt takes Debian's main archive from.
+fn mirror() -> Result<String, Box<dyn std::error::Error>> {
+    let output = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI) $(COMPONENT) $(CREATED_BY)"]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let uri = text
+        .lines()
+        .filter_map(|line| line.strip_suffix(" main Packages"))
+        .find(|uri| uri.trim_end_matches('/').ends_with("/debian"))
+        .ok_or("apt knows no Debian archive: is this Debian, and has 'apt-get update' run?")?;
+    Ok(uri.to_owned())
+}
