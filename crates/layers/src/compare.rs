@@ -55,12 +55,12 @@ impl Comparison<'_, '_> {
         match before {
             Some(before) if before.metadata().is_dir() && after.metadata().is_dir() => {
                 self.directory(after.path())?;
-                if !same::unchanged(before, after)? {
+                if !same::unchanged(&before.into(), &after.into())? {
                     self.dress(after)?;
                 }
                 Ok(())
             }
-            Some(before) if same::unchanged(before, after)? => Ok(()),
+            Some(before) if same::unchanged(&before.into(), &after.into())? => Ok(()),
             before => {
                 if before.is_some() {
                     self.editor.remove(after.path())?;

@@ -124,13 +124,10 @@ pub(crate) async fn ensure(node: &Arc<Node>, cancel: &Cancel, reporter: &Reporte
 /// A copy of `tree`, its files hard links, without directories that hide what is below. In its own place it looks the same.
 fn spell_out(home: &Layers, tree: &TreeId, below: &[TreeId], cancel: &Cancel) -> Result<TreeId> {
     let draft = home.trees().create()?;
-    let source = home.trees().mount_spec(&[*tree], snapshot::Top::ReadOnly)?;
-    let snapshot::MountSpec::Overlay { lowers, .. } = source else {
-        return Err(Error::Unsupported { name: "merging layers that hide directories, without overlay" });
-    };
+    let source = home.trees().files(tree)?;
     let below = home.trees().view(below)?;
     let copy = Copy { below: &below, cancel };
-    copy.directory(&lowers[0], &draft.fs(), &PathBuf::from("/"), false)?;
+    copy.directory(&source, &draft.fs(), &PathBuf::from("/"), false)?;
     Ok(home.trees().commit(draft)?)
 }
 

@@ -54,16 +54,6 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
     }
 
-    /// Whether work of this name is under way; waits for its end if so, whatever it is.
-    pub async fn settle(&self, key: &str, cancel: &Cancel) -> Result<(), Fault> {
-        let running = self.0.lock().expect("no holder of the lock panics").get(key).map(|flight| flight.outcome.clone());
-        let Some(mut outcome) = running else { return Ok(()) };
-        let ended = async {
-            let _ = outcome.wait_for(Option::is_some).await;
-            Ok::<_, Fault>(())
-        };
-        cancel.run(ended).await
-    }
 
     fn enter<W, F>(&self, key: &str, reporter: &Reporter, work: &mut Option<W>) -> Entry<T>
     where

@@ -13,10 +13,13 @@
 //!   what is lost is lost whole, and never with something on top of it left behind.
 //! - Work on a layer that several want is done once.
 //! - Nothing in an archive reaches anything outside the layer's own tree.
+mod blobs;
 mod budget;
 mod cell;
+mod changes;
 mod combine;
 mod compare;
+mod compress;
 mod decompress;
 mod download;
 mod draft;
@@ -26,6 +29,7 @@ mod flight;
 mod id;
 mod image;
 mod layer;
+mod layer_tar;
 mod node;
 mod opaque;
 mod realize;
@@ -35,7 +39,9 @@ mod store;
 mod tar;
 mod unpack;
 
+pub use blobs::{LayerBlob, UNCOMPRESSED};
 pub use cell::{Cell, Sharing};
+pub use compress::{Compression, CompressionKind};
 pub use draft::{Draft, Properties};
 pub use error::{Error, Result};
 pub use id::{LayerId, LayerIdError};

@@ -1,72 +1,142 @@
 //! Whether two files count as unchanged, by the rules of containerd's continuity, which image builders share.
 use std::fs::File;
 use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use rustix::io::Errno;
-use snapshot::{Entry, FileType};
+use snapshot::Entry;
 
 use crate::error::{Error, Result};
 
+/// A file as it lies in a tree: what lstat says, and where it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Item {
+    pub path: PathBuf,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u64,
+    pub size: u64,
+    /// Seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    pub dev: u64,
+    pub ino: u64,
+    pub nlink: u64,
+}
+
+impl Item {
+    pub fn at(path: &Path) -> Result<Self> {
+        let stat = rustix::fs::lstat(path).map_err(|e| Error::io("look at", path)(e.into()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: stat.st_rdev,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            nlink: stat.st_nlink as u64,
+        })
+    }
+
+    pub fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.mode)
+    }
+
+    pub fn is_dir(&self) -> bool {
+        self.kind() == FileType::Directory
+    }
+
+    /// Has other names, in this tree or elsewhere.
+    pub fn is_linked(&self) -> bool {
+        !self.is_dir() && self.nlink > 1
+    }
+
+    /// How overlay keeps a deletion.
+    pub fn is_whiteout(&self) -> bool {
+        self.kind() == FileType::CharacterDevice && self.rdev == 0
+    }
+
+    /// The target of a symbolic link.
+    pub fn target(&self) -> Result<Vec<u8>> {
+        let target = rustix::fs::readlink(&self.path, Vec::new()).map_err(|e| Error::io("read link", &self.path)(e.into()))?;
+        Ok(target.into_bytes())
+    }
+
+    /// The `security.capability` attribute; empty if there is none.
+    pub fn capabilities(&self) -> Result<Vec<u8>> {
+        // Nothing else can have it.
+        if self.kind() != FileType::RegularFile {
+            return Ok(Vec::new());
+        }
+        let mut buffer = vec![0; 64];
+        loop {
+            match rustix::fs::lgetxattr(&self.path, "security.capability", &mut buffer[..]) {
+                Ok(length) => {
+                    buffer.truncate(length);
+                    return Ok(buffer);
+                }
+                Err(Errno::NODATA | Errno::NOTSUP) => return Ok(Vec::new()),
+                Err(Errno::RANGE) => buffer.resize(buffer.len() * 4, 0),
+                Err(errno) => return Err(Error::io("read attributes of", &self.path)(errno.into())),
+            }
+        }
+    }
+}
+
+impl From<&Entry> for Item {
+    fn from(entry: &Entry) -> Self {
+        let metadata = entry.metadata();
+        Self {
+            path: entry.real_path(),
+            mode: metadata.mode,
+            uid: metadata.uid,
+            gid: metadata.gid,
+            rdev: metadata.rdev,
+            size: metadata.size,
+            mtime: (metadata.mtime.seconds, metadata.mtime.nanos),
+            dev: metadata.dev,
+            ino: metadata.ino,
+            nlink: metadata.nlink,
+        }
+    }
+}
+
 /// Equal type, mode, owner, device and capabilities. Of what is no directory also equal size and modification time; where both times are
 /// whole seconds they may have been cut off by an archive, so the content decides.
-pub(crate) fn unchanged(before: &Entry, after: &Entry) -> Result<bool> {
-    let (a, b) = (before.metadata(), after.metadata());
+pub(crate) fn unchanged(a: &Item, b: &Item) -> Result<bool> {
     if a.dev == b.dev && a.ino == b.ino {
         return Ok(true);
     }
-    if (a.mode, a.uid, a.gid, a.rdev) != (b.mode, b.uid, b.gid, b.rdev) || capabilities(before)? != capabilities(after)? {
+    if (a.mode, a.uid, a.gid, a.rdev) != (b.mode, b.uid, b.gid, b.rdev) || a.capabilities()? != b.capabilities()? {
         return Ok(false);
     }
     if a.is_dir() {
         return Ok(true);
     }
-    if a.size != b.size || a.mtime.seconds != b.mtime.seconds {
+    if a.size != b.size || a.mtime.0 != b.mtime.0 {
         return Ok(false);
     }
-    if a.mtime.nanos != 0 || b.mtime.nanos != 0 {
-        return Ok(a.mtime.nanos == b.mtime.nanos);
+    if a.mtime.1 != 0 || b.mtime.1 != 0 {
+        return Ok(a.mtime.1 == b.mtime.1);
     }
-    match a.file_type() {
-        FileType::Symlink => Ok(target(before)? == target(after)?),
-        FileType::RegularFile if a.size > 0 => same_content(before, after),
+    match a.kind() {
+        FileType::Symlink => Ok(a.target()? == b.target()?),
+        FileType::RegularFile if a.size > 0 => same_content(&a.path, &b.path),
         _ => Ok(true),
     }
 }
 
-/// The `security.capability` attribute; empty if there is none.
-pub(crate) fn capabilities(entry: &Entry) -> Result<Vec<u8>> {
-    // Nothing else can have it.
-    if entry.metadata().file_type() != FileType::RegularFile {
-        return Ok(Vec::new());
-    }
-    let path = entry.real_path();
-    let mut buffer = vec![0; 64];
-    loop {
-        match rustix::fs::lgetxattr(&path, "security.capability", &mut buffer[..]) {
-            Ok(length) => {
-                buffer.truncate(length);
-                return Ok(buffer);
-            }
-            Err(Errno::NODATA | Errno::NOTSUP) => return Ok(Vec::new()),
-            Err(Errno::RANGE) => buffer.resize(buffer.len() * 4, 0),
-            Err(errno) => return Err(Error::io("read attributes of", &path)(errno.into())),
-        }
-    }
-}
-
-pub(crate) fn target(entry: &Entry) -> Result<Vec<u8>> {
-    let path = entry.real_path();
-    let target = rustix::fs::readlink(&path, Vec::new()).map_err(|e| Error::io("read link", &path)(e.into()))?;
-    Ok(target.into_bytes())
-}
-
-fn same_content(before: &Entry, after: &Entry) -> Result<bool> {
-    let open = |entry: &Entry| entry.open().map_err(Error::io("open", &entry.real_path()));
+fn same_content(before: &Path, after: &Path) -> Result<bool> {
+    let open = |path: &Path| File::open(path).map_err(Error::io("open", path));
     let (mut a, mut b) = (open(before)?, open(after)?);
     let (mut left, mut right) = (vec![0; 64 << 10], vec![0; 64 << 10]);
     loop {
-        let n = fill(&mut a, &mut left).map_err(Error::io("read", &before.real_path()))?;
-        let m = fill(&mut b, &mut right).map_err(Error::io("read", &after.real_path()))?;
+        let n = fill(&mut a, &mut left).map_err(Error::io("read", before))?;
+        let m = fill(&mut b, &mut right).map_err(Error::io("read", after))?;
         if left[..n] != right[..m] {
             return Ok(false);
         }
@@ -79,9 +149,11 @@ fn same_content(before: &Entry, after: &Entry) -> Result<bool> {
 fn fill(file: &mut File, out: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < out.len() {
-        match file.read(&mut out[filled..])? {
-            0 => break,
-            n => filled += n,
+        match file.read(&mut out[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
         }
     }
     Ok(filled)

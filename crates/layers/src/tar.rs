@@ -3,6 +3,8 @@ mod block;
 mod pax;
 mod reader;
 mod sparse;
+mod writer;
 
 pub use reader::TarError;
 pub(crate) use reader::{Entry, EntryKind, Reader};
+pub(crate) use writer::{Header, Writer};

@@ -142,6 +142,11 @@ impl Store {
         usage::measure(&self.existing(id)?.join("fs"), &HashSet::new())
     }
 
+    /// The directory with a tree's own files, as an overlay upper directory has them. Never to be written to.
+    pub fn files(&self, id: &TreeId) -> Result<PathBuf> {
+        Ok(self.existing(id)?.join("fs"))
+    }
+
     pub fn contains(&self, id: &TreeId) -> bool {
         self.existing(id).is_ok()
     }

@@ -1,0 +1,214 @@
+//! Layers become blobs: each diff is archived, hashed and compressed once, in one pass, and kept.
+use std::io::Write;
+use std::sync::Arc;
+
+use fault::Fault;
+use futures_util::future::try_join_all;
+use oci::media::{LayerEncoding, LayerType};
+use oci::{Descriptor, Digest, Hasher, Timestamp};
+use progress::Reporter;
+use task::Cancel;
+
+use crate::compress::{Compression, CompressionKind, Compressor};
+use crate::error::{Error, Result};
+use crate::image::chained;
+use crate::node::{Kind, Layer, Node};
+use crate::store::Layers;
+
+/// The label that names a blob's uncompressed digest, as containerd calls it.
+pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// One layer of an image to be.
+#[derive(Debug, Clone)]
+pub struct LayerBlob {
+    /// Without annotations but those it came with.
+    pub descriptor: Descriptor,
+    pub diff_id: Digest,
+    pub created: Timestamp,
+    pub description: String,
+    /// Keeps the blob; brings it here if it is still elsewhere ([`Layer::fetch_blob`]).
+    pub layer: Layer,
+}
+
+impl Layer {
+    /// The blobs of the image that this layer is, lowest first. Those that are missing are made; blobs that are elsewhere are named and
+    /// not fetched, unless another compression is forced on them.
+    pub async fn blobs(&self, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> fault::Result<Vec<LayerBlob>> {
+        if compression.kind == CompressionKind::Estargz {
+            return Err(Error::Unsupported { name: compression.kind.name() }.into());
+        }
+        let chain = self.chain();
+        try_join_all(chain.iter().map(|layer| ensure(layer, compression, cancel, reporter))).await?;
+        for layer in &chain {
+            chain_ids(&layer.0);
+        }
+        Ok(chain.into_iter().map(|layer| choose(layer, compression)).collect::<Result<_>>()?)
+    }
+}
+
+fn encoding(kind: CompressionKind) -> LayerEncoding {
+    match kind {
+        CompressionKind::Uncompressed => LayerEncoding::Plain,
+        CompressionKind::Gzip | CompressionKind::Estargz => LayerEncoding::Gzip,
+        CompressionKind::Zstd => LayerEncoding::Zstd,
+    }
+}
+
+/// Which of the layer's blobs the compression asks for.
+fn suitable(blobs: &[Descriptor], compression: Compression) -> Option<&Descriptor> {
+    let wanted = |blob: &&Descriptor| LayerType::parse(&blob.media_type).is_none_or(|t| t.encoding == encoding(compression.kind));
+    if compression.force { blobs.iter().find(wanted) } else { blobs.first() }
+}
+
+fn choose(layer: Layer, compression: Compression) -> Result<LayerBlob> {
+    let state = layer.0.state().clone();
+    let lost = || Error::Lost { id: layer.id() };
+    let descriptor = suitable(&state.blobs, compression).cloned().ok_or_else(lost)?;
+    let diff_id = state.diff_id.ok_or_else(lost)?;
+    Ok(LayerBlob { descriptor, diff_id, created: layer.created_at(), description: state.description, layer })
+}
+
+async fn ensure(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+    let node = &layer.0;
+    let (have, any) = {
+        let state = node.state();
+        (suitable(&state.blobs, compression).is_some() && state.diff_id.is_some(), !state.blobs.is_empty())
+    };
+    if have {
+        return Ok(());
+    }
+    let working = layer.clone();
+    let key = format!("blob:{}:{}", node.id, compression.kind.name());
+    let work = move |cancel: Cancel, reporter: Reporter| async move {
+        if any { convert(&working, compression, &cancel, &reporter).await } else { create(&working, compression, &cancel, &reporter).await }
+    };
+    node.home.0.flights.run(&key, cancel, reporter, work).await
+}
+
+/// Archives the layer's tree.
+async fn create(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+    let node = &layer.0;
+    let below = match &node.kind {
+        Kind::Layer { parent } => parent.clone(),
+        Kind::Diff { lower, .. } => lower.clone(),
+        Kind::Merge { .. } | Kind::Cell { .. } => return Err(Error::Lost { id: node.id }.into()),
+    };
+    let below = below.map(Layer::over);
+    for needed in below.iter().chain([layer]) {
+        crate::realize::below(needed, cancel, reporter).await?;
+    }
+    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let (node, cancel) = (node.clone(), cancel.clone());
+    task::blocking(move || {
+        let home = &node.home;
+        let tree = node.state().tree.ok_or(Error::Lazy { id: node.id })?;
+        let stack = below.as_ref().map_or(Ok(Vec::new()), Layer::stack)?;
+        let view = home.trees().view(&stack).map_err(Error::from)?;
+        let files = home.trees().files(&tree).map_err(Error::from)?;
+        Ok(store(&node, compression, |out| crate::layer_tar::write(&files, &view, &cancel, out))?)
+    })
+    .await
+}
+
+/// Compresses another of the layer's blobs anew. The archive in it stays as it is.
+async fn convert(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+    let Some(source) = layer.known_blobs().into_iter().next() else { return Err(Error::Lost { id: layer.id() }.into()) };
+    let hold = layer.fetch_blob(&source.digest, cancel, reporter).await?;
+    let node = layer.0.clone();
+    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let cancel = cancel.clone();
+    task::blocking(move || {
+        let blob = node.home.content().open_blob(hold.digest())?;
+        let blob = std::io::BufReader::with_capacity(256 << 10, blob);
+        let failed = |e| Error::Unpack { digest: hold.digest().clone(), source: crate::tar::TarError::Io(e).into() };
+        let copy = |out: &mut dyn Write| {
+            let mut plain = crate::decompress::decompress(blob).map_err(failed)?;
+            let mut buffer = vec![0; 256 << 10];
+            loop {
+                cancel.check()?;
+                match std::io::Read::read(&mut plain, &mut buffer).map_err(failed)? {
+                    0 => return Ok(()),
+                    n => out.write_all(&buffer[..n]).map_err(failed)?,
+                }
+            }
+        };
+        Ok(store(&node, compression, copy)?)
+    })
+    .await
+}
+
+/// Runs an archive through hash and compression into the content store and makes it one of the layer's blobs.
+fn store(node: &Arc<Node>, compression: Compression, produce: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let home = &node.home;
+    let ingest = home.content().ingest_once()?;
+    let compressor = Compressor::new(ingest, compression.kind, compression.level, home.0.budget.blocks.clone());
+    let mut out = Hashing { out: compressor, hasher: Hasher::new() };
+    produce(&mut out)?;
+    let Hashing { out, hasher } = out;
+    let failed = Error::io("write", home.trees().root());
+    let hold = out.finish().map_err(failed)?.commit()?;
+    let diff_id = hasher.finish();
+    match &node.state().diff_id {
+        Some(expected) if *expected != diff_id => {
+            let (expected, digest) = (expected.clone(), hold.digest().clone());
+            return Err(Error::DiffId { digest, expected, actual: diff_id });
+        }
+        _ => {}
+    }
+    home.content().set_label(hold.digest(), UNCOMPRESSED, diff_id.as_str());
+    let blob = Descriptor::new(compression.kind.media_type(), hold.digest().clone(), hold.size());
+    home.change(node, |state| {
+        state.diff_id = Some(diff_id);
+        if state.blobs.iter().all(|known| known.digest != blob.digest) {
+            state.blobs.push(blob);
+        }
+    });
+    Ok(())
+}
+
+/// Gives a layer whose diff id became known its place in the index of chains, if all below it have theirs.
+fn chain_ids(node: &Arc<Node>) {
+    let Kind::Layer { parent } = &node.kind else { return };
+    let below = parent.as_ref().map(|parent| {
+        let state = parent.state();
+        state.chain_id.clone().zip(state.blob_chain_id.clone())
+    });
+    let (blob, diff_id) = {
+        let state = node.state();
+        let (None, Some(diff_id), Some(blob)) = (&state.chain_id, &state.diff_id, state.blobs.first()) else { return };
+        (chained(&blob.digest, diff_id), diff_id.clone())
+    };
+    let (chain, blob_chain) = match below {
+        None => (diff_id, blob),
+        Some(Some((chain, blob_chain))) => (chained(&chain, &diff_id), chained(&blob_chain, &blob)),
+        Some(None) => return,
+    };
+    node.home.change(node, |state| {
+        state.chain_id = Some(chain);
+        state.blob_chain_id = Some(blob_chain);
+    });
+}
+
+struct Hashing<W> {
+    out: W,
+    hasher: Hasher,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        let written = self.out.write(data)?;
+        self.hasher.update(&data[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Layers {
+    /// Which blobs layers still need; for [`content::Store::sweep`].
+    pub fn needs_blob(&self, digest: &Digest) -> Result<bool> {
+        Ok(!self.0.db.read()?.prefix(&crate::record::BLOBS, format!("{digest}/").as_bytes())?.is_empty())
+    }
+}
