@@ -10,6 +10,7 @@
 //! - No mount is made in the host's mount namespace, so none can be left there.
 //! - A process in a container cannot write the binary that the helper runs.
 mod builtin;
+mod cgroup_root;
 mod container;
 mod defaults;
 mod error;
@@ -24,6 +25,7 @@ mod seccomp;
 mod sys;
 
 pub use builtin::Builtin;
+pub use cgroup_root::prepare_cgroup_root;
 pub use container::{Container, DEFAULT_HOSTNAME, Mount, MountSource, Network, Process, Resources, Rlimit, Security};
 pub use error::SandboxError;
 pub use io::{Input, Io, Output};

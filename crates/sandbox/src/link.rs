@@ -111,6 +111,8 @@ pub(crate) enum Request {
 /// To the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// With a handle of the process whose end ends all others, so that the daemon can kill it when nobody else is left to.
+    Leader,
     /// Ready to execute the program.
     Started {
         number: u32,

@@ -365,4 +365,26 @@ mod tests {
         ];
         assert_eq!(v2_settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
     }
+
+    /// Needs root, and the second version of cgroups mounted somewhere.
+    #[test]
+    fn in_v2_a_program_guards_devices() {
+        let found = Cgroups::find();
+        let mount = found.hierarchies.iter().find(|h| h.controllers.is_empty()).expect("cgroup2 is mounted").mount.clone();
+        let layout = Layout::V2 { mount: mount.clone() };
+        let cgroups = Cgroups { layout, program: Some(devices::program().unwrap()), ..Cgroups::default() };
+        let path = format!("/buildkit/unit-{}", std::process::id());
+        let mut warnings = Vec::new();
+        for insecure in [false, true] {
+            let group = cgroups.create(&path, &Resources::default(), insecure, &mut |warning| warnings.push(warning)).unwrap();
+            assert!(group.born_in().is_some() && group.guards_devices != insecure);
+            let script = format!("echo $$ > {}{path}/cgroup.procs && : < /dev/zero && : < /dev/kmsg", mount.display());
+            let allowed = std::process::Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).status().unwrap();
+            assert_eq!(allowed.success(), insecure);
+            assert!(!group.oom_killed());
+            group.remove();
+            assert!(!mount.join(path.trim_start_matches('/')).exists());
+        }
+        assert_eq!(warnings, [] as [String; 0]);
+    }
 }

@@ -130,7 +130,10 @@ impl Monitor {
         }
         match sys::clone_process(namespaces as u64, group.born_in(), false).tried(|| "create namespaces")? {
             None => init::run(&spec, &blobs, files, &self.cgroups, group, &self.daemon),
-            Some(child) => self.adopt(0, child),
+            Some(child) => {
+                self.present(&child);
+                self.adopt(0, child);
+            }
         }
         Ok(())
     }
@@ -140,6 +143,7 @@ impl Monitor {
         let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
         if let Some(keeper) = sys::clone_process(namespaces as u64, None, false).tried(|| "create namespaces")? {
             drop(files);
+            self.present(&keeper);
             // The daemon is to hear of the keeper's end.
             self.daemon = rustix::fs::memfd_create("none", rustix::fs::MemfdFlags::CLOEXEC).tried(|| "create a file")?;
             oci::outlive(&keeper);
@@ -170,6 +174,11 @@ impl Monitor {
         let pidfd = rustix::process::pidfd_open(pid_handle, rustix::process::PidfdFlags::empty()).tried(|| "watch the process")?;
         self.adopt(number, Child { pid, pidfd });
         Ok(())
+    }
+
+    /// If the daemon cannot hear it, it is about to be gone.
+    fn present(&self, leader: &Child) {
+        let _ = link::send(&self.daemon, &Report::Leader, &[leader.pidfd.as_fd()]);
     }
 
     fn adopt(&mut self, number: u32, child: Child) {

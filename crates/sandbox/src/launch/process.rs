@@ -29,6 +29,8 @@ pub(crate) struct Connection {
     warned: Arc<AtomicBool>,
     /// The first process has ended, and so have all.
     over: AtomicBool,
+    /// Kills everything in the container, whatever has become of the monitor.
+    leader: Mutex<Option<OwnedFd>>,
 }
 
 /// Who waits for news of a process.
@@ -54,7 +56,7 @@ type Ended = oneshot::Receiver<Outcome>;
 impl Connection {
     pub fn open(socket: OwnedFd, warned: Arc<AtomicBool>) -> Result<Arc<Self>, SandboxError> {
         let socket = crate::sys::watch(socket).map_err(SandboxError::io("watch a socket"))?;
-        let connection = Arc::new(Self { socket, slots: Mutex::default(), next: AtomicU32::new(0), warned, over: AtomicBool::new(false) });
+        let connection = Arc::new(Self { socket, slots: Mutex::default(), next: AtomicU32::new(0), warned, over: AtomicBool::new(false), leader: Mutex::default() });
         task::spawn("container", Arc::clone(&connection).follow());
         Ok(connection)
     }
@@ -112,6 +114,10 @@ impl Connection {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn leader(&self) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Passes the monitor's reports on until it ends.
     async fn follow(self: Arc<Self>) {
         let mut buffer = Vec::new();
@@ -125,7 +131,9 @@ impl Connection {
                 }
             }
         }
-        self.over.store(true, Ordering::Release);
+        if let (Some(leader), false) = (self.leader().take(), self.over.swap(true, Ordering::AcqRel)) {
+            let _ = rustix::process::pidfd_send_signal(leader, rustix::process::Signal::KILL);
+        }
         for (_, slot) in self.slots().drain() {
             slot.end(Err(SandboxError::Helper("without a report".to_owned())));
         }
@@ -144,6 +152,7 @@ impl Connection {
     fn hear(&self, report: Report, fds: Vec<OwnedFd>) {
         let mut slots = self.slots();
         match report {
+            Report::Leader => *self.leader() = fds.into_iter().next(),
             Report::Started { number, stubs } => {
                 if let Some(slot) = slots.get_mut(&number) {
                     *slot.stubs.lock().unwrap_or_else(PoisonError::into_inner) = stubs;
