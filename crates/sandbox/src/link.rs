@@ -173,7 +173,13 @@ pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedF
 
 /// `None` when the other side is gone.
 pub(crate) fn receive<T: DeserializeOwned>(socket: impl AsFd, buffer: &mut Vec<u8>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    buffer.resize(PACKET, 0);
+    // Ask for the size first: room for the largest message would cost more page faults than everything else here.
+    let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
+    match rustix::io::retry_on_intr(|| rustix::net::recv(&socket, &mut [0u8; 0][..], peek)) {
+        Ok((_, size)) => buffer.resize(size, 0),
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {

@@ -1,4 +1,5 @@
 //! Containers do not outlive whoever watches them.
+#![allow(clippy::unwrap_used, reason = "tests")]
 #[allow(dead_code)]
 mod world;
 
@@ -43,9 +44,10 @@ async fn a_container_dies_with_its_monitor() {
         process.user = user.into();
         let running = world.runtime.create(container, process, Io::default()).await.unwrap();
         until("it runs", || marked(&mark).len() == 2).await;
-        let monitor = marked(&mark).into_iter().map(parent).find(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "kiln-monitor\n")
-        });
+        let monitor = marked(&mark)
+            .into_iter()
+            .map(parent)
+            .find(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "kiln-monitor\n"));
         kill(monitor.unwrap());
         assert!(matches!(running.wait().await, Err(SandboxError::Helper(_))));
         until("it is gone", || marked(&mark).is_empty()).await;

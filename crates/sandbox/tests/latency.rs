@@ -1,5 +1,6 @@
 //! The price of a container. Ignored: figures mean something only for an optimised build on a quiet machine
 //! (`cargo test --release -p sandbox --test latency -- --ignored --nocapture`).
+#![allow(clippy::unwrap_used, reason = "tests")]
 #[allow(dead_code)]
 mod world;
 

@@ -1,4 +1,5 @@
 //! What every runtime must do alike. Needs root, busybox-static, runc and crun.
+#![allow(clippy::unwrap_used, reason = "tests")]
 mod world;
 
 use std::fs;
@@ -551,6 +552,4 @@ async fn escapes_are_refused(world: World) {
         .run(world.container(), Process { env: vec!["PATH=/bin".into()], ..Process::new(["/proc/self/exe", "sh", "-c", "true"]) })
         .await;
     assert_ne!(outcome.exit.code, 0, "the helper serves nobody but the daemon");
-    let size = fs::metadata(env!("CARGO_BIN_EXE_kiln-sandbox")).unwrap().len();
-    assert!(size > 0);
 }

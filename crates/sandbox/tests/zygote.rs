@@ -1,4 +1,5 @@
 //! In a program of its own: it looks for its children, of which there must be no others.
+#![allow(clippy::unwrap_used, reason = "tests")]
 #[allow(dead_code)]
 mod world;
 
@@ -15,5 +16,11 @@ async fn another_helper_is_started_if_it_dies() {
     let children: Vec<i32> = lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect();
     let [zygote] = children[..] else { panic!("{children:?}") };
     kill_process(Pid::from_raw(zygote).unwrap(), Signal::KILL).unwrap();
+    let dead = || std::fs::read_to_string(format!("/proc/{zygote}/stat")).unwrap().contains(") Z ");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !dead() {
+        assert!(std::time::Instant::now() < deadline, "it does not die");
+        tokio::task::yield_now().await;
+    }
     assert_eq!(world.sh("exit 4").await.exit.code, 4);
 }

@@ -122,3 +122,17 @@ impl Drop for Zygote {
         let _ = self.child.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_helper_cannot_be_written_through_its_own_mount() {
+        assert!(read_only(Path::new("/proc/self/exe")).is_some(), "this test needs root");
+        let program = tempfile::NamedTempFile::new().unwrap();
+        let tree = read_only(program.path()).unwrap();
+        let error = std::fs::OpenOptions::new().append(true).open(format!("/proc/self/fd/{}", tree.as_raw_fd())).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    }
+}

@@ -51,12 +51,20 @@ impl Slot {
     }
 }
 
+type ResultComes = Pin<Box<dyn Future<Output = Result<Exit, SandboxError>> + Send>>;
 type Ended = oneshot::Receiver<Outcome>;
 
 impl Connection {
     pub fn open(socket: OwnedFd, warned: Arc<AtomicBool>) -> Result<Arc<Self>, SandboxError> {
         let socket = crate::sys::watch(socket).map_err(SandboxError::io("watch a socket"))?;
-        let connection = Arc::new(Self { socket, slots: Mutex::default(), next: AtomicU32::new(0), warned, over: AtomicBool::new(false), leader: Mutex::default() });
+        let connection = Arc::new(Self {
+            socket,
+            slots: Mutex::default(),
+            next: AtomicU32::new(0),
+            warned,
+            over: AtomicBool::new(false),
+            leader: Mutex::default(),
+        });
         task::spawn("container", Arc::clone(&connection).follow());
         Ok(connection)
     }
@@ -98,7 +106,7 @@ impl Connection {
                 Exit { code, oom_killed, stubs }
             })
         });
-        let result: Pin<Box<dyn Future<Output = Result<Exit, SandboxError>> + Send>> =
+        let result: ResultComes =
             Box::pin(async move { result.join().await.unwrap_or_else(|fault| Err(SandboxError::Helper(fault.to_string()))) });
         Ok(Handle { connection: Arc::clone(self), number, starting, window, result: Mutex::new(Some(result)) })
     }
@@ -309,7 +317,7 @@ struct Handle {
     number: u32,
     starting: watch::Receiver<bool>,
     window: Arc<Mutex<Window>>,
-    result: Mutex<Option<Pin<Box<dyn Future<Output = Result<Exit, SandboxError>> + Send>>>>,
+    result: Mutex<Option<ResultComes>>,
 }
 
 #[async_trait]
