@@ -380,8 +380,12 @@ impl Expander<'_> {
             return Ok(word.to_owned());
         }
         let env = &self.stage.state.env;
-        let expanded = lexer.expand(word, env)?;
-        for name in &expanded.unmatched {
+        let expanded = lexer.expand(word, env);
+        let unmatched = match &expanded {
+            Ok(expanded) => &expanded.unmatched,
+            Err(error) => &error.unmatched,
+        };
+        for name in unmatched {
             if self.stage.args.iter().any(|arg| arg.key == *name) || NOT_IN_ENV.contains(&name.as_str()) {
                 continue;
             }
@@ -390,7 +394,7 @@ impl Expander<'_> {
                 format!("Usage of undefined variable '${name}'{guess}")
             });
         }
-        Ok(expanded.text)
+        Ok(expanded?.text)
     }
 
     fn pairs(&self, pairs: &[Pair]) -> Result<Vec<Pair>> {

@@ -58,7 +58,7 @@ pub struct Converted {
 /// Converts the stage that `options` ask for. Warnings collect in `linter`, also if the conversion fails.
 pub async fn convert(data: &[u8], options: &Options, ask: &dyn Ask, linter: &mut Linter) -> Result<Converted> {
     let (converter, target) = Converter::run(data, options, ask, linter).await?;
-    Ok(converter.finish(target).await?)
+    converter.finish(target).await
 }
 
 /// What the target can be given: arguments, secrets, ssh agents.
@@ -165,7 +165,7 @@ impl<'a> Converter<'a> {
         from.base = base.text;
         let mut platform = None;
         if !from.platform.is_empty() {
-            let (parsed, names) = self.from_platform(&from, &declared, &linter)?;
+            let (parsed, names) = self.stage_platform(&from, &declared, &linter)?;
             used.extend(names);
             platform = Some(parsed);
         }
@@ -193,7 +193,7 @@ impl<'a> Converter<'a> {
         Ok(())
     }
 
-    fn from_platform(&self, from: &Stage, declared: &BTreeSet<String>, linter: &Linter) -> Result<(Platform, BTreeSet<String>)> {
+    fn stage_platform(&self, from: &Stage, declared: &BTreeSet<String>, linter: &Linter) -> Result<(Platform, BTreeSet<String>)> {
         let found = self
             .lexer
             .expand(&from.platform, &self.global)

@@ -41,7 +41,7 @@ impl State {
 
 #[derive(Debug)]
 pub(super) enum Planned {
-    Source(Source),
+    Source(Box<Source>),
     Exec(Box<PlannedExec>),
     File {
         base: Option<NodeId>,
@@ -113,7 +113,7 @@ impl Plan {
 
     pub fn add_source(&mut self, mut source: Source, place: Option<Lines>) -> NodeId {
         let metadata = std::mem::take(&mut source.metadata);
-        self.add(Planned::Source(source), metadata, place)
+        self.add(Planned::Source(Box::new(source)), metadata, place)
     }
 
     pub fn new_paths(&mut self) -> PathSetId {

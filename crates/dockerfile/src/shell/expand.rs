@@ -33,8 +33,12 @@ impl Lexer {
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         };
-        let (text, words) = run.until(None).map_err(|reason| ExpandError { word: word.to_owned(), reason })?;
-        Ok(Expanded { text, words, matched: run.matched, unmatched: run.unmatched })
+        let outcome = run.until(None);
+        let Run { matched, unmatched, .. } = run;
+        match outcome {
+            Ok((text, words)) => Ok(Expanded { text, words, matched, unmatched }),
+            Err(reason) => Err(ExpandError { word: word.to_owned(), reason, unmatched }),
+        }
     }
 
     pub fn words(&self, word: &str, variables: &dyn Variables) -> Result<Vec<String>, ExpandError> {

@@ -45,6 +45,8 @@ pub struct Expanded {
 pub struct ExpandError {
     pub word: String,
     pub reason: String,
+    /// Variables that were asked for and not set.
+    pub unmatched: BTreeSet<String>,
 }
 
 impl From<ExpandError> for crate::Error {

@@ -46,7 +46,8 @@ impl Node {
         let command = self.keyword.to_lowercase();
         match command.as_str() {
             "add" | "copy" | "volume" => {
-                if !self.take_json(rest)? && !rest.is_empty() {
+                let taken = self.take_json(rest)?;
+                if !taken && !rest.is_empty() {
                     self.args = split_all(rest);
                 }
             }

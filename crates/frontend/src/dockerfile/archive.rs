@@ -10,7 +10,7 @@ const BLOCK: usize = 512;
 /// Whether a download is an archive, by its first bytes. zstd is not taken for one, as BuildKit has it.
 pub(super) fn is_archive(head: &[u8]) -> bool {
     const MAGIC: [&[u8]; 3] = [b"BZh", &[0x1f, 0x8b, 0x08], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
-    MAGIC.iter().any(|magic| head.starts_with(magic)) || head.get(..BLOCK).is_some_and(|block| header_sum_fits(block))
+    MAGIC.iter().any(|magic| head.starts_with(magic)) || head.get(..BLOCK).is_some_and(header_sum_fits)
 }
 
 /// A tar header holds the sum of its own bytes, itself taken as blanks.

@@ -107,7 +107,8 @@ async fn image(
     };
     let config = parse_config(&config)?;
     let named: Reference = found.reference.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()))?;
-    let source = source::image(&named.or_latest().to_string(), platform.cloned(), ResolveMode::Default);
+    let platform = platform.unwrap_or(answers.config.native_platform()).clone();
+    let source = source::image(&named.or_latest().to_string(), Some(platform), ResolveMode::Default);
     let graph = source.named(format!("[context {key}] {written}")).into_graph();
     Ok(Loaded::Done(LoadedContext {
         files: ContextFiles::Graph(Some(Arc::new(graph))),
@@ -142,7 +143,8 @@ async fn oci_layout(answers: &Answers<'_>, context: &NamedContext, written: &str
     let found = answers.resolve(request).await?;
     let Some((_, config)) = found.image else { return Err(not_an_image(&dummy, &found.reference)) };
     let config = parse_config(&config).context("could not parse oci-layout image config")?;
-    let source = source::oci_layout(&dummy, platform.cloned(), &session, store);
+    let platform = platform.unwrap_or(answers.config.native_platform()).clone();
+    let source = source::oci_layout(&dummy, Some(platform), &session, store);
     let graph = source.named(format!("[context {}] OCI load from client", context.key)).into_graph();
     Ok(LoadedContext { files: ContextFiles::Graph(Some(Arc::new(graph))), image: Some(ImageConfig { created: None, ..config }) })
 }
