@@ -65,10 +65,9 @@ async fn ask(shared: &Shared, request: &Request, context: &Context) -> Result<Re
             headers.insert(IF_NONE_MATCH, value);
         }
         // Some servers give tags but do not heed them: first compare by hand, without the body.
-        if let Ok(answer) = web.send(Method::HEAD, &request.url, &headers).await {
-            if let Some(resolved) = unchanged(request, &known, &answer) {
-                return Ok(resolved);
-            }
+        let answer = web.send(Method::HEAD, &request.url, &headers).await;
+        if let Some(resolved) = answer.ok().and_then(|answer| unchanged(request, &known, &answer)) {
+            return Ok(resolved);
         }
     }
     let mut answer = web.send(Method::GET, &request.url, &headers).await?;

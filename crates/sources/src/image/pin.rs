@@ -40,12 +40,11 @@ pub(crate) async fn pin(shared: &Shared, origin: &Origin, request: &Request, pla
 
 /// What the name stands for. A digest whose document was read from the same place before is not asked for again.
 pub(crate) async fn root(shared: &Shared, origin: &Origin, request: &Request) -> Result<Descriptor> {
-    if let Some(digest) = request.reference.digest() {
-        if let Some(bytes) = local(shared, origin, digest).await? {
-            if let Ok(document) = Document::parse("", &bytes) {
-                return Ok(Descriptor::new(document.media_type(), digest.clone(), bytes.len() as u64));
-            }
-        }
+    if let Some(digest) = request.reference.digest()
+        && let Some(bytes) = local(shared, origin, digest).await?
+        && let Ok(document) = Document::parse("", &bytes)
+    {
+        return Ok(Descriptor::new(document.media_type(), digest.clone(), bytes.len() as u64));
     }
     origin.resolve(&request.reference).await
 }

@@ -118,16 +118,20 @@ fn last_version(shared: &Shared, shared_key: &str) -> Result<Option<Last>> {
             index
         }
     };
-    let Some(path) = only_tree(layer.mount_spec()?) else { return Ok(None) };
+    let Some(path) = only_tree(&layer)? else { return Ok(None) };
     Ok(Some(Last { layer, index, path }))
 }
 
 /// The directory of a layer that consists of one tree.
-fn only_tree(spec: MountSpec) -> Option<PathBuf> {
-    match spec {
-        MountSpec::Bind { path, .. } => Some(path),
-        MountSpec::Overlay { lowers, .. } => <[PathBuf; 1]>::try_from(lowers).ok().map(|[path]| path),
+fn only_tree(layer: &Layer) -> Result<Option<PathBuf>> {
+    if layer.stack()?.len() != 1 {
+        return Ok(None);
     }
+    Ok(match layer.mount_spec()? {
+        MountSpec::Bind { path, .. } => Some(path),
+        // Topmost first; what may follow is empty.
+        MountSpec::Overlay { lowers, .. } => lowers.into_iter().next(),
+    })
 }
 
 fn wanted(request: &Request) -> Result<Wanted> {
