@@ -4,9 +4,20 @@
 //! its watchers goes through [`progress_hub`].
 //! Invariants: no wire message comes in here; a build is cancelled by dropping the future of its solve.
 pub mod api;
+mod blobs;
 pub mod board;
+mod bridge;
+mod build;
+mod builds;
+mod driven;
+mod entitlement;
+mod exports;
+mod files;
 mod gateway;
 pub mod progress_hub;
+mod reference;
+mod usage;
 
 pub use api::*;
+pub use builds::{Builds, Settings};
 pub use gateway::*;

@@ -1,1 +1,13 @@
 //! A place where steps run: platforms, sandbox and layers.
+//!
+//! Owns the store, the sandbox and the sources of one worker, and implements [`engine::Execute`] with them. Does not know builds, clients or results'
+//! destinations (`job` does, with the worker's [`Worker::exporters`]).
+//!
+//! Start at [`Worker::open`]; `execute` is one op at a time.
+mod background;
+mod execute;
+mod open;
+mod platforms;
+mod resolve;
+
+pub use open::{Facts, Runtime, Settings, Worker};

@@ -25,8 +25,6 @@ pub struct Exec {
     pub layers: Layers,
     pub runtime: Arc<dyn Runtime>,
     pub log_limits: LogLimits,
-    /// Where a step's cgroup goes if it asks for nothing; empty for the runtime's default.
-    pub cgroup_parent: String,
     /// Where forwarded sockets live.
     pub sockets: std::path::PathBuf,
 }
@@ -82,7 +80,7 @@ impl Exec {
                 llb::NetMode::None => Network::None,
             },
             resources: resources(vertex.metadata.linux_resources.as_ref()),
-            cgroup_parent: if op.meta.cgroup_parent.is_empty() { self.cgroup_parent.clone() } else { op.meta.cgroup_parent.clone() },
+            cgroup_parent: op.meta.cgroup_parent.clone(),
             security: match op.security {
                 llb::SecurityMode::Sandbox => Security::Sandbox,
                 llb::SecurityMode::Insecure => Security::Insecure,

@@ -1,0 +1,121 @@
+//! The bridge that a build offers its frontend.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use fault::{Fault, Result};
+use frontend::bridge::{Build as Facts, WorkerPlatforms};
+use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
+use llb::Graph;
+use progress::{Sink as _, Update, Warning};
+
+use crate::build::{Build, unsupported};
+use crate::reference::BuildRef;
+
+pub struct BuildBridge {
+    build: Arc<Build>,
+    facts: Facts,
+    inputs: BTreeMap<String, Arc<Graph>>,
+}
+
+impl BuildBridge {
+    /// `opts` are those of the frontend that will use the bridge.
+    pub fn new(build: Arc<Build>, opts: BTreeMap<String, String>, inputs: BTreeMap<String, Arc<Graph>>) -> Self {
+        let worker = build.worker.facts(false);
+        let facts = Facts {
+            opts,
+            session_id: build.request.session.clone(),
+            workers: vec![WorkerPlatforms { id: worker.id, labels: worker.labels, platforms: worker.platforms }],
+            product: String::new(),
+            llb_caps: llb::CAPABILITIES.iter().copied().collect(),
+            gateway_caps: frontend::GATEWAY_CAPABILITIES.iter().copied().collect(),
+        };
+        Self { build, facts, inputs }
+    }
+
+    async fn solve_graph(&self, graph: Arc<Graph>, evaluate: bool) -> Result<Outcome> {
+        if graph.result.is_none() {
+            return Ok(Outcome::single(None));
+        }
+        let reference = BuildRef::new(self.build.clone(), graph)?;
+        if evaluate {
+            reference.layer().await?;
+        }
+        Ok(Outcome::single(Some(reference)))
+    }
+
+    async fn run_frontend(&self, request: SolveRequest) -> Result<Outcome> {
+        let name = builtin_name(&request);
+        let nested: Arc<dyn Bridge> =
+            Arc::new(Self::new(self.build.clone(), request.frontend_opts.clone(), request.frontend_inputs.clone()));
+        match name {
+            "dockerfile.v0" if self.build.settings.dockerfile_enabled => dockerfile(nested).await,
+            "gateway.v0" if self.build.settings.gateway_enabled => {
+                let source = request.frontend_opts.get("source").map_or("", String::as_str);
+                Err(unsupported(&format!("a frontend in a container (gateway.v0 with source {source:?})")))
+            }
+            _ => Err(Fault::invalid(format!("invalid frontend: {name}"))),
+        }
+    }
+}
+
+/// `gateway.v0` that asks for the Dockerfile frontend's own image is served by the built-in one.
+fn builtin_name(request: &SolveRequest) -> &str {
+    let source = request.frontend_opts.get("source").map_or("", String::as_str);
+    if request.frontend == "gateway.v0" && covers(source) { "dockerfile.v0" } else { &request.frontend }
+}
+
+#[async_trait]
+impl Bridge for BuildBridge {
+    fn build(&self) -> &Facts {
+        &self.facts
+    }
+
+    async fn resolve_source(&self, request: ResolveRequest) -> Result<SourceMeta> {
+        let build = &self.build;
+        build.session().await?;
+        let name = if request.log_name.is_empty() { format!("resolve {}", request.op.identifier) } else { request.log_name.clone() };
+        let digest = build.vertex_digest(&name);
+        build.in_vertex(digest, &name, async |reporter| build.worker.resolve(request, &build.group, &reporter, &build.cancel).await).await
+    }
+
+    async fn solve(&self, request: SolveRequest) -> Result<Outcome> {
+        self.build.session().await?;
+        if !request.source_policies.is_empty() {
+            return Err(unsupported("a source policy on a single solve"));
+        }
+        match &request.graph {
+            Some(graph) if request.frontend.is_empty() => self.solve_graph(graph.clone(), request.evaluate).await,
+            _ if request.frontend.is_empty() => Ok(Outcome::default()),
+            _ => {
+                let evaluate = request.evaluate;
+                let outcome = self.run_frontend(request).await?;
+                if evaluate {
+                    for (_, reference) in outcome.all() {
+                        if let Some(reference) = reference {
+                            reference.evaluate().await?;
+                        }
+                    }
+                }
+                Ok(outcome)
+            }
+        }
+    }
+
+    async fn inputs(&self) -> Result<BTreeMap<String, Arc<Graph>>> {
+        Ok(self.inputs.clone())
+    }
+
+    async fn warn(&self, warning: Warning) -> Result<()> {
+        self.build.hub().emit(Update::Warning(warning));
+        Ok(())
+    }
+}
+
+async fn dockerfile(_: Arc<dyn Bridge>) -> Result<Outcome> {
+    Err(unsupported("the Dockerfile frontend"))
+}
+
+fn covers(_: &str) -> bool {
+    false
+}

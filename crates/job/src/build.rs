@@ -1,0 +1,196 @@
+//! One build, from its request to its response.
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, Weak};
+
+use bytes::Bytes;
+use engine::Job;
+use fault::{Fault, Kind, Result};
+use frontend::{Bridge, Outcome, Ref, SolveRequest};
+use llb::{Graph, Op};
+use oci::Digest;
+use progress::{Reporter, Sink, Update, Vertex};
+use session::{Group, Session};
+use task::{Cancel, CancelOnDrop};
+use tokio::sync::{OnceCell, watch};
+use worker::Worker;
+
+use crate::api::{Request, Response, Sessions};
+use crate::bridge::BuildBridge;
+use crate::builds::Settings;
+use crate::gateway::Gateway;
+use crate::progress_hub::Hub;
+use crate::reference::BuildRef;
+use crate::{entitlement, exports};
+
+pub struct Build {
+    pub(crate) request: Request,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) settings: Arc<Settings>,
+    sessions: Arc<dyn Sessions>,
+    pub(crate) group: Group,
+    pub(crate) cancel: Cancel,
+    hub: Hub,
+    pub(crate) job: Job,
+    session: OnceCell<Option<Arc<dyn Session>>>,
+    /// What the client of a client-driven build returned.
+    returned: watch::Sender<Option<Result<Outcome>>>,
+    granted: entitlement::Granted,
+    counter: std::sync::atomic::AtomicU64,
+    /// Refs given out, so that one that comes back is known again.
+    refs: Mutex<HashMap<String, Weak<BuildRef>>>,
+}
+
+impl Build {
+    pub fn new(request: Request, worker: Arc<Worker>, sessions: Arc<dyn Sessions>, settings: Arc<Settings>) -> Result<Arc<Self>> {
+        let granted = entitlement::Granted::new(&request.entitlements, &settings.entitlements)?;
+        let (hub, cancel, group) = (Hub::new(), Cancel::new(), Group::default());
+        let job = worker.engine().job(&request.id, Arc::new(hub.clone()), group.clone(), cancel.clone());
+        Ok(Arc::new(Self {
+            request,
+            worker,
+            settings,
+            sessions,
+            group,
+            cancel,
+            hub,
+            job,
+            session: OnceCell::new(),
+            returned: watch::channel(None).0,
+            granted,
+            counter: Default::default(),
+            refs: Mutex::default(),
+        }))
+    }
+
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    pub fn cancel(&self, reason: &str) {
+        self.cancel.cancel(reason);
+    }
+
+    /// What the client drives the build with, if it does.
+    pub fn gateway(self: Arc<Self>) -> Option<Arc<dyn Gateway>> {
+        self.request.client_driven().then(|| Arc::new(crate::driven::Driven::new(self)) as Arc<dyn Gateway>)
+    }
+
+    pub(crate) fn returned(&self) -> &watch::Sender<Option<Result<Outcome>>> {
+        &self.returned
+    }
+
+    pub async fn run(self: &Arc<Self>) -> Result<Response> {
+        let _cancel = CancelOnDrop::new(self.cancel.clone(), "context canceled");
+        self.cancel.run(self.run_to_response()).await
+    }
+
+    async fn run_to_response(self: &Arc<Self>) -> Result<Response> {
+        self.session().await?;
+        let outcome = self.outcome().await?;
+        exports::run(self, outcome).await
+    }
+
+    /// The client's session, joined to the build by whoever asks first: a client that drives its build may ask for steps before its session is open.
+    pub(crate) async fn session(&self) -> Result<Option<Arc<dyn Session>>> {
+        self.session.get_or_try_init(|| self.open_session()).await.cloned()
+    }
+
+    /// A build without a session runs, but can ask its client nothing.
+    async fn open_session(&self) -> Result<Option<Arc<dyn Session>>> {
+        if self.request.session.is_empty() {
+            return Ok(None);
+        }
+        match self.sessions.get(&self.request.session).await {
+            Ok(session) => {
+                self.group.add(session.clone());
+                Ok(Some(session))
+            }
+            // Some clients name a session and never open it: only what needs it fails.
+            Err(fault) if fault.kind() == Kind::NotFound || fault.kind() == Kind::Deadline => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn outcome(self: &Arc<Self>) -> Result<Outcome> {
+        let request = &self.request;
+        if request.client_driven() {
+            let mut returned = self.returned.subscribe();
+            let outcome = returned.wait_for(Option::is_some).await.map_err(|_| self.cancel.fault())?.clone();
+            return outcome.expect("waited for it");
+        }
+        let solve = SolveRequest {
+            graph: request.definition.clone().map(Arc::new),
+            frontend: request.frontend.clone(),
+            frontend_opts: request.frontend_attrs.clone(),
+            frontend_inputs: request.frontend_inputs.iter().map(|(name, graph)| (name.clone(), Arc::new(graph.clone()))).collect(),
+            ..SolveRequest::default()
+        };
+        let bridge: Arc<dyn Bridge> = Arc::new(BuildBridge::new(self.clone(), request.frontend_attrs.clone(), solve.frontend_inputs.clone()));
+        bridge.solve(solve).await
+    }
+
+    /// Checks what a graph may do and shows its vertices.
+    pub(crate) fn admit(&self, graph: &Graph) -> Result<()> {
+        graph.check_capabilities().map_err(|e| Fault::of(Kind::Unimplemented, e))?;
+        for vertex in &graph.vertices {
+            if let Op::Exec(op) = &vertex.op {
+                self.granted.check(op)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn granted(&self) -> &entitlement::Granted {
+        &self.granted
+    }
+
+    pub(crate) fn remember(&self, reference: &Arc<BuildRef>) {
+        let mut refs = self.refs.lock().expect("no holder of this lock panics");
+        refs.insert(reference.id().to_owned(), Arc::downgrade(reference));
+    }
+
+    /// The layer behind a ref of this build, solved if it was not yet.
+    pub(crate) async fn layer_of(&self, reference: &Arc<dyn Ref>) -> Result<Option<layers::Layer>> {
+        let known = self.refs.lock().expect("no holder of this lock panics").get(reference.id()).and_then(Weak::upgrade);
+        match known {
+            Some(reference) => reference.layer().await,
+            None => Err(Fault::new(Kind::NotFound, format!("no such ref: {}", reference.id()))),
+        }
+    }
+
+    /// A number that is unique within the build.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Runs `work` as a vertex of its own in the build's progress.
+    pub(crate) async fn in_vertex<T>(&self, digest: Digest, name: &str, work: impl AsyncFnOnce(Reporter) -> Result<T>) -> Result<T> {
+        self.hub.emit(Update::Announced(Vertex { digest: digest.clone(), inputs: Vec::new(), name: name.to_owned(), group: None }));
+        self.hub.emit(Update::Started { vertex: digest.clone() });
+        let outcome = work(Reporter::new(Arc::new(self.hub.clone()), digest.clone())).await;
+        let error = outcome.as_ref().err().map(ToString::to_string);
+        self.hub.emit(Update::Completed { vertex: digest, cached: false, error });
+        outcome
+    }
+
+    /// A digest for a vertex that is no op.
+    pub(crate) fn vertex_digest(&self, what: &str) -> Digest {
+        Digest::of(format!("{}-{what}-{}", self.request.id, self.next_number()))
+    }
+
+    pub(crate) fn attrs(&self) -> &BTreeMap<String, String> {
+        &self.request.frontend_attrs
+    }
+}
+
+/// Metadata keys that the client sees in the response.
+pub(crate) fn response_metadata(metadata: &BTreeMap<String, Bytes>) -> BTreeMap<String, String> {
+    let shown = metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
+    shown.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())).collect()
+}
+
+/// A fault for what a later version brings.
+pub(crate) fn unsupported(what: &str) -> Fault {
+    Fault::new(Kind::Unimplemented, format!("{what} is not supported by this version of kiln"))
+}
+

@@ -1,0 +1,77 @@
+//! A solved graph, or one on its way: it runs when somebody needs it, and once.
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fault::Result;
+use frontend::Ref;
+use layers::Layer;
+use llb::Graph;
+use session::Stat;
+use tokio::sync::OnceCell;
+
+use crate::build::Build;
+use crate::files;
+
+pub struct BuildRef {
+    id: String,
+    build: Arc<Build>,
+    graph: Arc<Graph>,
+    built: OnceCell<Result<Option<Layer>>>,
+}
+
+impl BuildRef {
+    /// Checks the graph and shows its vertices; runs nothing yet.
+    pub fn new(build: Arc<Build>, graph: Arc<Graph>) -> Result<Arc<Self>> {
+        build.admit(&graph)?;
+        build.job.announce(&graph);
+        let id = format!("{}-{}", build.request.id, build.next_number());
+        let reference = Arc::new(Self { id, build: build.clone(), graph, built: OnceCell::new() });
+        build.remember(&reference);
+        Ok(reference)
+    }
+
+    /// Runs the graph if that has not happened yet.
+    pub async fn layer(&self) -> Result<Option<Layer>> {
+        self.built
+            .get_or_init(|| async {
+                let built = self.build.cancel.run(self.build.job.build(self.graph.clone())).await?;
+                Ok(built.layer)
+            })
+            .await
+            .clone()
+    }
+
+    /// The result with its files on disk.
+    async fn files(&self) -> Result<files::Tree> {
+        let layer = self.layer().await?;
+        files::Tree::open(layer, &self.build.cancel).await
+    }
+}
+
+#[async_trait]
+impl Ref for BuildRef {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn graph(&self) -> &Arc<Graph> {
+        &self.graph
+    }
+
+    async fn evaluate(&self) -> Result<()> {
+        self.layer().await.map(|_| ())
+    }
+
+    async fn read_file(&self, path: &str, range: Option<(u64, u64)>) -> Result<Bytes> {
+        self.files().await?.read_file(path, range).await
+    }
+
+    async fn read_dir(&self, path: &str, include: &str) -> Result<Vec<Stat>> {
+        self.files().await?.read_dir(path, include).await
+    }
+
+    async fn stat_file(&self, path: &str) -> Result<Stat> {
+        self.files().await?.stat(path).await
+    }
+}

@@ -1,0 +1,423 @@
+//! `buildkitd.toml`, merged with flags and the environment into what the daemon runs with.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use registry::{Host, Keypair, Proxy};
+use serde::Deserialize;
+
+use super::flags::Flags;
+use super::logging::Log;
+use super::tls::Tls;
+
+/// The file. Keys of BuildKit that have no effect here are not listed, so that they are named in a warning.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct File {
+    debug: bool,
+    trace: bool,
+    root: Option<PathBuf>,
+    #[serde(rename = "insecure-entitlements")]
+    insecure_entitlements: Vec<String>,
+    log: LogTable,
+    grpc: GrpcTable,
+    dns: DnsTable,
+    system: SystemTable,
+    frontend: BTreeMap<String, FrontendTable>,
+    registry: BTreeMap<String, RegistryTable>,
+    worker: WorkerTables,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct LogTable {
+    format: Option<String>,
+    level: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct GrpcTable {
+    address: Vec<String>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    tls: TlsTable,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct TlsTable {
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct DnsTable {
+    nameservers: Vec<String>,
+    options: Vec<String>,
+    #[serde(rename = "searchDomains")]
+    search_domains: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct SystemTable {
+    platforms_cache_max_age: Option<Seconds>,
+    max_registry_concurrency: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct FrontendTable {
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RegistryTable {
+    mirrors: Vec<String>,
+    http: Option<bool>,
+    insecure: Option<bool>,
+    ca: Vec<PathBuf>,
+    tlsconfigdir: Vec<PathBuf>,
+    keypair: Vec<KeypairTable>,
+}
+
+#[derive(Debug, Deserialize)]
+struct KeypairTable {
+    key: PathBuf,
+    cert: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct WorkerTables {
+    oci: WorkerTable,
+    containerd: ContainerdTable,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerdTable {
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct WorkerTable {
+    enabled: Option<bool>,
+    labels: BTreeMap<String, String>,
+    platforms: Vec<String>,
+    snapshotter: Option<String>,
+    binary: Option<PathBuf>,
+    #[serde(rename = "max-parallelism")]
+    max_parallelism: Option<usize>,
+    #[serde(rename = "defaultCgroupParent")]
+    default_cgroup_parent: Option<String>,
+    #[serde(rename = "networkMode")]
+    network_mode: Option<String>,
+    #[serde(rename = "noProcessSandbox")]
+    no_process_sandbox: bool,
+}
+
+/// A duration: Go's notation, or a number of seconds, bare or quoted.
+#[derive(Debug, Clone, Copy)]
+struct Seconds(Duration);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(i64),
+            Text(String),
+        }
+        let invalid = |text: String| serde::de::Error::custom(format!("invalid duration {text}"));
+        match Either::deserialize(deserializer)? {
+            Either::Number(n) => u64::try_from(n).map(|n| Self(Duration::from_secs(n))).map_err(|_| invalid(n.to_string())),
+            Either::Text(text) => parse_duration(&text).map(Self).ok_or_else(|| invalid(text)),
+        }
+    }
+}
+
+/// `1h30m`, `20s`, `500ms`, or a plain number of seconds.
+fn parse_duration(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let (mut rest, mut total) = (text, 0.0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+        total += number
+            * match &rest[digits..unit_end] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                "us" | "µs" => 1e-6,
+                "ns" => 1e-9,
+                _ => return None,
+            };
+        rest = &rest[unit_end..];
+    }
+    (!text.is_empty()).then(|| Duration::from_secs_f64(total))
+}
+
+/// What the daemon runs with.
+#[derive(Debug)]
+pub struct Config {
+    pub log: Log,
+    pub root: PathBuf,
+    pub addresses: Vec<String>,
+    pub socket_owner: (Option<u32>, Option<u32>),
+    pub tls: Tls,
+    pub entitlements: Vec<String>,
+    pub dockerfile_enabled: bool,
+    pub gateway_enabled: bool,
+    pub grace_period: Duration,
+    pub idle_exit: Option<Duration>,
+    pub dns: sandbox::Dns,
+    pub registry: registry::Config,
+    pub platforms_max_age: Duration,
+    pub snapshotter: snapshot::Backend,
+    pub binary: Option<PathBuf>,
+    pub labels: BTreeMap<String, String>,
+    pub platforms: Vec<oci::Platform>,
+    pub parallelism: Option<usize>,
+    pub cgroup_parent: String,
+    pub log_limits: ops::exec::LogLimits,
+    /// To be logged once the log runs.
+    pub warnings: Vec<String>,
+}
+
+pub fn load(flags: Flags) -> Result<Config, String> {
+    let paths = Paths::of_environment();
+    let (file, mut warnings) = read(flags.config.as_deref(), &paths.config)?;
+    for flag in &flags.ignored {
+        warnings.push(format!("flag --{flag} has no effect in this version of kiln"));
+    }
+    let oci = file.worker.oci;
+    if flags.oci_worker.as_deref() == Some("false") || oci.enabled == Some(false) {
+        return Err("no worker found, rebuild the buildkit daemon?".into());
+    }
+    if file.worker.containerd.enabled == Some(true) {
+        warnings.push("the containerd worker is not supported by this version of kiln; builds run on the OCI worker".into());
+    }
+    if flags.oci_no_process_sandbox || oci.no_process_sandbox {
+        return Err("can't enable NoProcessSandbox without Rootless".into());
+    }
+    match flags.oci_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
+        "" | "auto" | "host" => {}
+        mode @ ("bridge" | "cni") => return Err(format!("network mode {mode} is not supported by this version of kiln: use host")),
+        other => return Err(format!("invalid network mode: {other:?}")),
+    }
+    let concurrency = match file.system.max_registry_concurrency {
+        Some(n) if n <= 0 => return Err(format!("maxRegistryConcurrency must be greater than zero; set to {n} in the configuration file")),
+        Some(n) => n as usize,
+        None => 4,
+    };
+    let platforms = if flags.oci_platforms.is_empty() { oci.platforms } else { flags.oci_platforms };
+    let mut labels = oci.labels;
+    for label in flags.oci_labels {
+        let (key, value) = label.split_once('=').ok_or_else(|| format!("invalid label {label:?}: KEY=VALUE is wanted"))?;
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let entitlements = if flags.allow_insecure_entitlement.is_empty() { file.insecure_entitlements } else { flags.allow_insecure_entitlement };
+    for entitlement in &entitlements {
+        if !["network.host", "security.insecure", "device"].contains(&entitlement.as_str()) {
+            return Err(format!("invalid entitlement : {entitlement}"));
+        }
+    }
+    let debug_level = if flags.trace || file.trace { Some("trace") } else if flags.debug || file.debug { Some("debug") } else { None };
+    let level = debug_level.map(str::to_owned).or(flags.log_level).or(file.log.level).or_else(|| env("BUILDKITD_LOG_LEVEL")).unwrap_or_else(|| "info".into());
+    let json = match flags.log_format.or(file.log.format).as_deref() {
+        None | Some("text" | "") => false,
+        Some("json") => true,
+        Some(other) => return Err(format!("unsupported log type {other:?}")),
+    };
+    let addresses = [flags.addr, file.grpc.address, vec![paths.address]].into_iter().find(|list| !list.is_empty()).unwrap_or_default();
+    let group = flags.group.map(|name| group_id(&name)).transpose()?;
+    Ok(Config {
+        log: Log { json, level },
+        root: absolute(flags.root.or(file.root).unwrap_or(paths.root))?,
+        addresses,
+        socket_owner: (file.grpc.uid, group.or(file.grpc.gid)),
+        tls: Tls { cert: flags.tls_cert.or(file.grpc.tls.cert), key: flags.tls_key.or(file.grpc.tls.key), ca: flags.tls_ca.or(file.grpc.tls.ca) },
+        entitlements,
+        dockerfile_enabled: file.frontend.get("dockerfile.v0").and_then(|f| f.enabled).unwrap_or(true),
+        gateway_enabled: file.frontend.get("gateway.v0").and_then(|f| f.enabled).unwrap_or(true),
+        grace_period: flags.grace_period.unwrap_or(Duration::from_secs(20)),
+        idle_exit: flags.idle_exit,
+        dns: sandbox::Dns { nameservers: file.dns.nameservers, search: file.dns.search_domains, options: file.dns.options },
+        registry: registry::Config {
+            hosts: file.registry.into_iter().map(|(name, table)| (name, host(table))).collect(),
+            concurrency,
+            user_agent: "buildkit/v0.32".into(),
+            proxy: proxy(),
+            ..registry::Config::default()
+        },
+        platforms_max_age: file.system.platforms_cache_max_age.map_or(Duration::from_secs(20), |s| s.0),
+        snapshotter: match flags.oci_snapshotter.or(oci.snapshotter).as_deref().unwrap_or("auto") {
+            "auto" | "" => snapshot::Backend::Auto,
+            "overlayfs" => snapshot::Backend::Overlay,
+            "native" => snapshot::Backend::Native,
+            other => return Err(format!("unknown snapshotter name: {other:?}")),
+        },
+        binary: flags.oci_binary.or(oci.binary),
+        labels,
+        platforms: platforms.iter().map(|p| p.parse().map_err(|e| format!("{e}"))).collect::<Result<_, String>>()?,
+        parallelism: flags.oci_max_parallelism.or(oci.max_parallelism).filter(|&n| n > 0),
+        cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
+        log_limits: log_limits()?,
+        warnings,
+    })
+}
+
+/// The default file is parsed even where another is given, as buildkitd does; a missing one is fine.
+fn read(given: Option<&Path>, default: &Path) -> Result<(File, Vec<String>), String> {
+    let parsed = parse(default)?;
+    match given {
+        Some(path) if path != default => parse(path),
+        _ => Ok(parsed),
+    }
+}
+
+fn parse(path: &Path) -> Result<(File, Vec<String>), String> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
+        Err(e) => return Err(format!("failed to load config from {}: {e}", path.display())),
+    };
+    parse_text(&text).map_err(|e| format!("failed to parse config {}: {e}", path.display()))
+}
+
+fn parse_text(text: &str) -> Result<(File, Vec<String>), String> {
+    let mut warnings = Vec::new();
+    let deserializer = toml::Deserializer::parse(text).map_err(|e| e.to_string())?;
+    let file = serde_ignored::deserialize(deserializer, |path| {
+        warnings.push(format!("config key {path} is unknown, or has no effect in this version of kiln"));
+    })
+    .map_err(|e: toml::de::Error| e.to_string())?;
+    Ok((file, warnings))
+}
+
+fn host(table: RegistryTable) -> Host {
+    Host {
+        mirrors: table.mirrors,
+        http: table.http,
+        insecure: table.insecure.unwrap_or(false),
+        ca: table.ca,
+        keypairs: table.keypair.into_iter().map(|k| Keypair { cert: k.cert, key: k.key }).collect(),
+        tls_dirs: table.tlsconfigdir,
+    }
+}
+
+/// Where things are unless told otherwise.
+struct Paths {
+    config: PathBuf,
+    root: PathBuf,
+    address: String,
+}
+
+impl Paths {
+    fn of_environment() -> Self {
+        let first = |name: &str| env(name).map(|value| PathBuf::from(value.split(':').next().unwrap_or_default()));
+        let home = PathBuf::from(env("HOME").unwrap_or_else(|| "/root".into()));
+        if !is_rootless() {
+            return Self {
+                config: "/etc/buildkit/buildkitd.toml".into(),
+                root: "/var/lib/buildkit".into(),
+                address: "unix:///run/buildkit/buildkitd.sock".into(),
+            };
+        }
+        let runtime = first("XDG_RUNTIME_DIR").unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", rustix::process::getuid().as_raw())));
+        Self {
+            config: first("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("buildkit/buildkitd.toml"),
+            root: first("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("buildkit"),
+            address: format!("unix://{}", runtime.join("buildkit/buildkitd.sock").display()),
+        }
+    }
+}
+
+/// In a user namespace and called by somebody else than root, or not root at all.
+fn is_rootless() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let whole = map.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"];
+    let user = env("USER").filter(|u| !u.is_empty());
+    !rustix::process::geteuid().is_root() || (!whole && user.is_some_and(|u| u != "root"))
+}
+
+/// The default address of a daemon, for clients too.
+pub fn default_address() -> String {
+    Paths::of_environment().address
+}
+
+/// The default root of a daemon.
+pub fn default_root() -> PathBuf {
+    Paths::of_environment().root
+}
+
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn proxy() -> Proxy {
+    let either = |name: &str| env(name).or_else(|| env(&name.to_lowercase()));
+    let no_proxy = either("NO_PROXY").map(|list| list.split(',').map(|e| e.trim().to_owned()).collect()).unwrap_or_default();
+    Proxy { http: either("HTTP_PROXY"), https: either("HTTPS_PROXY"), no_proxy }
+}
+
+/// -1 is unlimited.
+fn log_limits() -> Result<ops::exec::LogLimits, String> {
+    let default = ops::exec::LogLimits::default();
+    let limit = |name: &str, default: Option<u64>| match env(name).map(|v| v.parse::<i64>().map_err(|_| format!("{name}: {v:?} is not a number"))) {
+        None => Ok(default),
+        Some(Ok(n)) => Ok(u64::try_from(n).ok()),
+        Some(Err(e)) => Err(e),
+    };
+    Ok(ops::exec::LogLimits {
+        size: limit("BUILDKIT_STEP_LOG_MAX_SIZE", default.size)?,
+        speed: limit("BUILDKIT_STEP_LOG_MAX_SPEED", default.speed)?,
+    })
+}
+
+fn group_id(name: &str) -> Result<u32, String> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let line = groups.lines().find(|line| line.split(':').next() == Some(name));
+    line.and_then(|line| line.split(':').nth(2)?.parse().ok()).ok_or_else(|| format!("group {name} not found"))
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf, String> {
+    std::path::absolute(&path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_named_and_wrong_values_say_their_line() {
+        let (file, warnings) = parse_text("root = '/r'\nnonsense = 1\n[worker.oci]\ngckeepstorage = 9000\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n").unwrap();
+        assert_eq!(file.root.as_deref(), Some(Path::new("/r")));
+        assert_eq!(file.registry["a.example"].http, Some(true));
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("nonsense") && warnings[1].contains("worker.oci.gckeepstorage"), "{warnings:?}");
+        let error = parse_text("root = '/r'\n\n[grpc]\nuid = 'many'\n").unwrap_err();
+        assert!(error.contains("line 4"), "{error}");
+    }
+
+    #[test]
+    fn durations_as_go_writes_them() {
+        for (text, want) in [("90", 90_000), ("1h30m", 5_400_000), ("20s", 20_000), ("1.5s", 1500), ("500ms", 500)] {
+            assert_eq!(parse_duration(text).unwrap().as_millis(), want, "{text}");
+        }
+        assert!(["", "1x", "h"].iter().all(|t| parse_duration(t).is_none()));
+    }
+}

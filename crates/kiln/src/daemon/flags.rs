@@ -1,0 +1,181 @@
+//! The daemon's command line: buildkitd's flags, and a few of kiln's own.
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `None` and empty lists mean "not given".
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Flags {
+    pub config: Option<PathBuf>,
+    pub root: Option<PathBuf>,
+    pub addr: Vec<String>,
+    pub debug: bool,
+    pub trace: bool,
+    pub log_format: Option<String>,
+    pub log_level: Option<String>,
+    pub group: Option<String>,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub tls_ca: Option<PathBuf>,
+    pub allow_insecure_entitlement: Vec<String>,
+    pub rootless: Option<bool>,
+    pub oci_worker: Option<String>,
+    pub oci_labels: Vec<String>,
+    pub oci_snapshotter: Option<String>,
+    pub oci_platforms: Vec<String>,
+    pub oci_net: Option<String>,
+    pub oci_binary: Option<PathBuf>,
+    pub oci_max_parallelism: Option<usize>,
+    pub oci_no_process_sandbox: bool,
+    /// kiln's own: how long running builds may go on after SIGTERM.
+    pub grace_period: Option<Duration>,
+    /// kiln's own: end after so long without a client.
+    pub idle_exit: Option<Duration>,
+    /// Flags that are understood and have no effect yet.
+    pub ignored: Vec<String>,
+}
+
+pub enum Parsed {
+    Run(Box<Flags>),
+    Version,
+    Help,
+}
+
+/// Flags with a value that buildkitd knows and this version does nothing with.
+const WITHOUT_EFFECT: [&str; 33] = [
+    "debugaddr", "otel-socket-path", "cdi-spec-dir", "profile-cpu", "profile-memory", "profile-memoryrate", "profile-block", "profile-mutex", "profile-trace",
+    "oci-worker-proxy-snapshotter-path", "oci-cni-config-path", "oci-cni-binary-dir", "oci-cni-pool-size", "oci-worker-apparmor-profile",
+    "oci-worker-gc-keepstorage", "containerd-worker-addr", "containerd-worker-labels", "containerd-worker-platform", "containerd-worker-namespace",
+    "containerd-worker-runtime", "containerd-worker-net", "containerd-worker-snapshotter", "containerd-worker-apparmor-profile",
+    "containerd-worker-gc-keepstorage", "containerd-cni-config-path", "containerd-cni-binary-dir", "containerd-cni-pool-size", "containerd-max-parallelism",
+    "oci-worker-bridge-name", "oci-worker-bridge-subnet", "containerd-worker-bridge-name", "containerd-worker-bridge-subnet", "containerd-worker",
+];
+
+/// Switches of that kind.
+const SWITCHES_WITHOUT_EFFECT: [&str; 8] = [
+    "proxy-network", "cdi-disabled", "save-cache-debug", "oci-worker-gc", "oci-worker-selinux", "oci-worker-rootless", "containerd-worker-gc",
+    "containerd-worker-selinux",
+];
+
+impl Flags {
+    pub fn parse(args: Vec<OsString>) -> Result<Parsed, String> {
+        let mut flags = Self::default();
+        let mut args = args.into_iter().map(|a| a.into_string().map_err(|a| format!("argument {a:?} is not UTF-8")));
+        while let Some(arg) = args.next() {
+            let arg = arg?;
+            let Some(body) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|b| !b.is_empty()) else {
+                return Err(format!("unexpected argument {arg:?}"));
+            };
+            let (name, inline) = match body.split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                None => (body.to_owned(), None),
+            };
+            match name.as_str() {
+                "version" | "v" => return Ok(Parsed::Version),
+                "help" | "h" => return Ok(Parsed::Help),
+                _ => {}
+            }
+            if flags.switch(&name, inline.as_deref())? {
+                continue;
+            }
+            let value = match inline {
+                Some(value) => value,
+                None => args.next().ok_or_else(|| format!("flag needs an argument: --{name}"))??,
+            };
+            flags.value(&name, value)?;
+        }
+        Ok(Parsed::Run(Box::new(flags)))
+    }
+
+    fn switch(&mut self, name: &str, inline: Option<&str>) -> Result<bool, String> {
+        let on = match inline {
+            None | Some("true" | "1" | "t") => true,
+            Some("false" | "0" | "f") => false,
+            Some(_) => return Ok(false),
+        };
+        match name {
+            "debug" => self.debug = on,
+            "trace" => self.trace = on,
+            "rootless" => self.rootless = Some(on),
+            "oci-worker-no-process-sandbox" => self.oci_no_process_sandbox = on,
+            _ if SWITCHES_WITHOUT_EFFECT.contains(&name) => self.ignored.push(name.to_owned()),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn value(&mut self, name: &str, value: String) -> Result<(), String> {
+        match name {
+            "config" => self.config = Some(value.into()),
+            "root" => self.root = Some(value.into()),
+            "addr" => self.addr.push(value),
+            "log-format" => self.log_format = Some(value),
+            "log-level" => self.log_level = Some(value),
+            "group" => self.group = Some(value),
+            "tlscert" => self.tls_cert = Some(value.into()),
+            "tlskey" => self.tls_key = Some(value.into()),
+            "tlscacert" => self.tls_ca = Some(value.into()),
+            "allow-insecure-entitlement" => self.allow_insecure_entitlement.push(value),
+            "oci-worker" => self.oci_worker = Some(value),
+            "oci-worker-labels" => self.oci_labels.push(value),
+            "oci-worker-snapshotter" => self.oci_snapshotter = Some(value),
+            "oci-worker-platform" => self.oci_platforms.push(value),
+            "oci-worker-net" => self.oci_net = Some(value),
+            "oci-worker-binary" => self.oci_binary = Some(value.into()),
+            "oci-max-parallelism" => self.oci_max_parallelism = Some(number(name, &value)?),
+            "grace-period" => self.grace_period = Some(Duration::from_secs(number(name, &value)?)),
+            "idle-exit" => self.idle_exit = Some(Duration::from_secs(number(name, &value)?)),
+            _ if WITHOUT_EFFECT.contains(&name) => self.ignored.push(name.to_owned()),
+            _ => return Err(format!("flag provided but not defined: -{name}")),
+        }
+        Ok(())
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
+    value.trim_end_matches('s').parse().map_err(|_| format!("invalid value {value:?} for flag --{name}: a number is wanted"))
+}
+
+pub fn usage(program: &str) -> String {
+    format!(
+        "USAGE: {program} [flags]
+
+  --config FILE              configuration (default /etc/buildkit/buildkitd.toml)
+  --root DIR                 where everything is kept (default /var/lib/buildkit)
+  --addr ADDRESS             unix://PATH, tcp://HOST:PORT or fd://; may be repeated
+  --group GROUP              group that owns unix sockets
+  --tlscert, --tlskey, --tlscacert FILE
+                             TLS for tcp and fd listeners; with a CA, clients need certificates
+  --debug                    log at level debug
+  --log-format text|json     --log-level trace|debug|info|warn|error
+  --allow-insecure-entitlement network.host|security.insecure
+  --oci-worker-binary FILE   runc, crun or another OCI runtime in the place of the built-in sandbox
+  --oci-worker-snapshotter auto|overlayfs|native
+  --oci-worker-platform OS/ARCH, --oci-worker-labels K=V, --oci-max-parallelism N
+  --grace-period SECONDS     how long builds may go on after SIGTERM (default 20)
+  --version, --help"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Flags, String> {
+        match Flags::parse(args.iter().map(Into::into).collect())? {
+            Parsed::Run(flags) => Ok(*flags),
+            _ => Err("not a run".into()),
+        }
+    }
+
+    #[test]
+    fn takes_what_buildkitd_takes() {
+        let flags = parse(&["--addr", "unix:///a", "-addr=tcp://b:1", "--debug", "--oci-worker=true", "--oci-worker-gc=false", "--containerd-worker=false", "--root=/r"]).unwrap();
+        assert_eq!(flags.addr, ["unix:///a", "tcp://b:1"]);
+        assert_eq!(flags.root.as_deref(), Some(std::path::Path::new("/r")));
+        assert!(flags.debug);
+        assert_eq!(flags.ignored, ["oci-worker-gc", "containerd-worker"]);
+        assert!(parse(&["--nonsense", "x"]).unwrap_err().contains("nonsense"));
+        assert!(parse(&["--root"]).unwrap_err().contains("needs an argument"));
+    }
+}

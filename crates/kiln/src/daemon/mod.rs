@@ -1,0 +1,55 @@
+//! The daemon: flags and config to a running server, and its orderly end.
+mod config;
+mod flags;
+mod listen;
+mod logging;
+mod notify;
+mod serve;
+mod tls;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use flags::{Flags, Parsed};
+
+/// Runs the daemon called `program` with these arguments until it is told to stop.
+pub fn main(program: &str, args: Vec<OsString>) -> ExitCode {
+    match start(program, args) {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("{program}: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(program: &str, args: Vec<OsString>) -> Result<ExitCode, String> {
+    let flags = match Flags::parse(args)? {
+        Parsed::Run(flags) => *flags,
+        Parsed::Version => {
+            println!("{}", crate::version::line(program));
+            return Ok(ExitCode::SUCCESS);
+        }
+        Parsed::Help => {
+            println!("{}", flags::usage(program));
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let config = config::load(flags)?;
+    logging::start(&config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    // New files get the modes that they are created with.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("kiln")
+        .max_blocking_threads(64)
+        .build()
+        .map_err(|e| format!("failed to start the runtime: {e}"))?;
+    let outcome = runtime.block_on(serve::run(config));
+    // What is still running after the grace period is not waited for.
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::SUCCESS)
+}

@@ -1,0 +1,160 @@
+//! Runs the daemon: listeners first, so that early clients wait rather than fail; then the store; then builds, until it is told to stop.
+use std::fs::{self, File};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use grpc::{Server, Sessions};
+use job::{Builds, Version};
+use rustix::fs::FlockOperation;
+use tokio::signal::unix::{SignalKind, signal};
+use worker::{Runtime, Worker};
+
+use super::config::Config;
+use super::listen::{Counter, Listener};
+use super::{listen, notify};
+
+/// How long clients that hold on to their connections keep an idle daemon from ending.
+const LEAVE_TAKING: Duration = Duration::from_millis(500);
+
+pub async fn run(config: Config) -> Result<(), String> {
+    let _lock = lock(&config.root)?;
+    if config.addresses.is_empty() {
+        return Err("--addr cannot be empty".into());
+    }
+    let tls = config.tls.acceptor()?;
+    let listeners: Vec<Listener> =
+        config.addresses.iter().map(|address| listen::open(address, config.socket_owner, tls.as_ref())).collect::<Result<_, _>>()?;
+    let (grace, idle) = (config.grace_period, config.idle_exit);
+    let sessions = Sessions::new();
+    let builds = Arc::new(open(config, &sessions)?);
+    let server = Server::new(builds.clone(), sessions);
+    let counter = Counter::default();
+    let stop = task::Cancel::new();
+    for listener in listeners {
+        task::spawn("listener", accept(listener, server.clone(), counter.clone(), stop.clone()));
+    }
+    notify::state("READY=1");
+    let reason = tokio::select! {
+        reason = told_to_stop() => reason?,
+        () = idle_for(idle, &counter, &builds) => "idle",
+    };
+    tracing::info!(reason, "stopping");
+    notify::state("STOPPING=1");
+    stop.cancel("the daemon is stopping");
+    drain(&server, &builds, grace).await;
+    builds.flush().await;
+    Ok(())
+}
+
+/// Only one daemon works on a root.
+fn lock(root: &Path) -> Result<File, String> {
+    let failed = |e: std::io::Error| format!("failed to prepare {}: {e}", root.display());
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed)?;
+    let path = root.join("buildkitd.lock");
+    let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| format!("could not lock {}, another instance running?", path.display()))?;
+    Ok(file)
+}
+
+fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
+    let sandbox = sandbox::Settings { dns: config.dns, cgroup_parent: config.cgroup_parent, ..sandbox::Settings::new(config.root.join("sandbox")) };
+    let worker = Worker::open(worker::Settings {
+        root: config.root,
+        backend: config.snapshotter,
+        runtime: config.binary.map_or(Runtime::Builtin, Runtime::Oci),
+        sandbox,
+        registry: config.registry,
+        labels: config.labels,
+        platforms: config.platforms,
+        platforms_max_age: config.platforms_max_age,
+        parallelism: config.parallelism,
+        log_limits: config.log_limits,
+        hostname: hostname(),
+    })
+    .map_err(|e| e.to_string())?;
+    let settings = job::Settings {
+        version: Version {
+            package: crate::version::PACKAGE.into(),
+            version: crate::version::VERSION.into(),
+            revision: crate::version::revision().into(),
+            dockerfile: crate::version::DOCKERFILE.into(),
+        },
+        entitlements: config.entitlements,
+        dockerfile_enabled: config.dockerfile_enabled,
+        gateway_enabled: config.gateway_enabled,
+    };
+    Ok(Builds::new(Arc::new(worker), Arc::new(sessions.clone()), settings))
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+async fn accept(listener: Listener, server: Server, counter: Counter, stop: task::Cancel) {
+    loop {
+        let incoming = tokio::select! {
+            incoming = listener.accept() => incoming,
+            () = stop.cancelled() => return,
+        };
+        match incoming {
+            Ok(incoming) => {
+                let (server, counter) = (server.clone(), counter.clone());
+                task::spawn("handshake", async move {
+                    match incoming.establish(&counter).await {
+                        Ok(connection) => server.connection(connection),
+                        Err(error) => tracing::debug!(%error, "a client failed to connect"),
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others will be closed.
+                tracing::warn!(%error, "failed to accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn told_to_stop() -> Result<&'static str, String> {
+    let failed = |e: std::io::Error| format!("failed to listen for signals: {e}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+/// Resolves once there has been no client and no build for so long; never without a limit.
+async fn idle_for(limit: Option<Duration>, counter: &Counter, builds: &Builds) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    let mut since = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(200).min(limit));
+    loop {
+        tick.tick().await;
+        if counter.get() > 0 || builds.running() > 0 {
+            since = Instant::now();
+        } else if since.elapsed() >= limit {
+            return;
+        }
+    }
+}
+
+/// Lets running builds end within the grace period; a second signal or the period's end cancels them.
+async fn drain(server: &Server, builds: &Builds, grace: Duration) {
+    let finished = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        while builds.running() > 0 {
+            tick.tick().await;
+        }
+    };
+    tokio::select! {
+        () = finished => {}
+        () = tokio::time::sleep(grace) => builds.cancel_all("the daemon is shutting down"),
+        _ = told_to_stop() => builds.cancel_all("the daemon was told to stop at once"),
+    }
+    let _ = tokio::time::timeout(LEAVE_TAKING, server.stop()).await;
+}

@@ -1,0 +1,115 @@
+//! Runs one op at a time for the engine.
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use engine::{CacheMap, Context, Execute, InputMap};
+use fault::{Context as _, Fault, Kind, Result};
+use layers::{Layer, LayerId, Layers, Properties};
+use llb::{Op, Vertex, cache_key};
+use oci::{Digest, Platform};
+use ops::exec::{Exec, Request};
+use ops::checksum;
+use sources::Sources;
+
+use crate::platforms;
+
+/// What steps run with.
+pub struct Steps {
+    pub layers: Layers,
+    pub sources: Sources,
+    pub exec: Exec,
+    pub host: Platform,
+}
+
+impl Steps {
+    fn platform(&self, vertex: &Vertex) -> Platform {
+        vertex.platform.clone().map_or_else(|| self.host.clone(), Platform::normalized)
+    }
+}
+
+#[async_trait]
+impl Execute for Steps {
+    async fn cache_map(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
+        if let Op::Source(op) = &vertex.op {
+            let key = self.sources.cache_key(vertex, op, index, &source_context(context)).await.context("failed to load cache key")?;
+            return Ok(CacheMap { digest: key.digest, inputs: Vec::new(), more: key.more });
+        }
+        let key = cache_key::of(vertex, &self.platform(vertex)).map_err(|e| Fault::of(Kind::Invalid, e))?;
+        let inputs = key.deps.into_iter().map(|dep| InputMap { selector: dep.selector, content: dep.content.is_some() }).collect();
+        Ok(CacheMap { digest: key.digest, inputs, more: false })
+    }
+
+    async fn content_digest(&self, vertex: &Arc<Vertex>, input: usize, layer: Option<&Layer>, context: &Context) -> Result<Digest> {
+        let key = cache_key::of(vertex, &self.platform(vertex)).map_err(|e| Fault::of(Kind::Invalid, e))?;
+        let selectors = key.deps.into_iter().nth(input).and_then(|dep| dep.content);
+        let selectors = selectors.ok_or_else(|| Fault::internal(format!("input {input} of {} is not keyed by content", vertex.digest)))?;
+        checksum::of_selectors(layer, &selectors, &context.cancel, &context.reporter).await.context("failed to compute cache key")
+    }
+
+    async fn run(&self, vertex: &Arc<Vertex>, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {
+        match &vertex.op {
+            Op::Source(op) => Ok(vec![self.sources.fetch(vertex, op, &source_context(context)).await?]),
+            Op::Merge(order) => {
+                let stack: Vec<Option<Layer>> = order.iter().map(|i| i.and_then(|i| inputs.get(i as usize).cloned().flatten())).collect();
+                Ok(vec![self.layers.merge(&stack, Properties::new(&vertex.name))])
+            }
+            Op::Diff { lower, upper } => {
+                let side = |i: &Option<u32>| i.and_then(|i| inputs.get(i as usize).cloned().flatten());
+                let (lower, upper) = (side(lower), side(upper));
+                Ok(vec![self.layers.diff(lower.as_ref(), upper.as_ref(), Properties::new(&vertex.name))])
+            }
+            Op::Passthrough { outputs, .. } => Ok(outputs.iter().map(|&i| inputs.get(i as usize).cloned().flatten()).collect()),
+            Op::Build(_) => Err(Fault::new(Kind::Unimplemented, "build ops (nested builds) are not supported by this version of kiln")),
+            Op::File(_) => Err(Fault::new(Kind::Unimplemented, "file ops are not part of this build yet")),
+            Op::Exec(op) => {
+                realize(&inputs, context).await?;
+                self.check_platform(vertex)?;
+                let Context { cancel, reporter, sessions } = context;
+                self.exec.run(Request { vertex, op, inputs: &inputs, sessions, reporter, cancel }).await
+            }
+        }
+    }
+
+    fn load(&self, id: &LayerId) -> Option<Layer> {
+        let layer = self.layers.get(id).unwrap_or_else(|error| {
+            tracing::warn!(%error, layer = %id, "a recorded layer cannot be read");
+            None
+        })?;
+        // Left lazy by a build whose client is gone: going through its source again is what makes it whole.
+        layer.missing().is_ok_and(|missing| missing.is_empty()).then_some(layer)
+    }
+
+    fn is_limited(&self, vertex: &Vertex) -> bool {
+        matches!(vertex.op, Op::Source(_) | Op::Exec(_) | Op::File(_))
+    }
+}
+
+impl Steps {
+    /// A platform that this machine cannot run is refused before the step starts, with what would help.
+    fn check_platform(&self, vertex: &Vertex) -> Result<()> {
+        let wanted = self.platform(vertex);
+        let known = platforms::detect();
+        if known.iter().any(|p| p.os == wanted.os && p.architecture == wanted.architecture) {
+            return Ok(());
+        }
+        let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+        Err(Fault::new(
+            Kind::Precondition,
+            format!(
+                "no support for running processes with {wanted} platform, supported: {}; install an emulator with: apt-get install qemu-user-static binfmt-support",
+                known.join(", ")
+            ),
+        ))
+    }
+}
+
+/// The files of all inputs are brought here, side by side.
+async fn realize(inputs: &[Option<Layer>], context: &Context) -> Result<()> {
+    let all = inputs.iter().flatten().map(|layer| layer.realize(&context.cancel, &context.reporter));
+    futures_util::future::try_join_all(all).await?;
+    Ok(())
+}
+
+fn source_context(context: &Context) -> sources::Context {
+    sources::Context { cancel: context.cancel.clone(), reporter: context.reporter.clone(), sessions: context.sessions.clone() }
+}

@@ -1,0 +1,189 @@
+//! A worker from its settings to its running engine.
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cache::{Caches, Index};
+use engine::{Engine, Options};
+use export::Exporters;
+use fault::{Context as _, Fault, Kind};
+use layers::Layers;
+use oci::Platform;
+use ops::exec::{Exec, LogLimits};
+use snapshot::Backend;
+use sources::Sources;
+
+use crate::execute::Steps;
+use crate::platforms;
+
+/// What runs the processes of steps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Runtime {
+    #[default]
+    Builtin,
+    /// An OCI runtime's program.
+    Oci(PathBuf),
+}
+
+pub struct Settings {
+    /// Everything that the worker keeps is below it.
+    pub root: PathBuf,
+    pub backend: Backend,
+    pub runtime: Runtime,
+    pub sandbox: sandbox::Settings,
+    pub registry: registry::Config,
+    /// Added to the worker's own labels; theirs win.
+    pub labels: BTreeMap<String, String>,
+    /// Empty: detected.
+    pub platforms: Vec<Platform>,
+    /// How long a scan for platforms is good.
+    pub platforms_max_age: Duration,
+    pub parallelism: Option<usize>,
+    pub log_limits: LogLimits,
+    pub hostname: String,
+}
+
+/// What a worker tells of itself.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub id: String,
+    pub labels: BTreeMap<String, String>,
+    pub platforms: Vec<Platform>,
+}
+
+/// One worker with its store and engine.
+pub struct Worker {
+    id: String,
+    labels: BTreeMap<String, String>,
+    platforms: Mutex<(Instant, Vec<Platform>)>,
+    platforms_max_age: Duration,
+    layers: Layers,
+    content: content::Store,
+    pub(crate) sources: Sources,
+    exporters: Exporters,
+    engine: Engine,
+    _background: crate::background::Background,
+}
+
+impl Worker {
+    /// Opens or creates the worker below `settings.root`, and starts its engine. Must be called within a runtime.
+    pub fn open(settings: Settings) -> fault::Result<Self> {
+        let root = &settings.root;
+        std::fs::create_dir_all(root).with_context(|| format!("failed to create {}", root.display()))?;
+        let id = worker_id(&root.join("workerid"))?;
+        let db = kv::Db::open(&root.join("kiln.db"), kv::Options::default())?;
+        let content = content::Store::open(&root.join("content"), db.clone())?;
+        let background = crate::background::Background::new();
+        let trees = snapshot::Store::open(
+            &root.join("snapshots"),
+            snapshot::Options { backend: settings.backend, on_trash: Some(background.on_trash()) },
+        )
+        .map_err(|e| Fault::of(Kind::Unknown, e).context("failed to open the snapshot store"))?;
+        let snapshotter = if trees.backend() == Backend::Native { "native" } else { "overlayfs" };
+        let layers = Layers::open(db.clone(), content.clone(), trees)?;
+        let client = registry::Client::new(settings.registry);
+        let sources = Sources::new(layers.clone(), content.clone(), client.clone(), db.clone());
+        let exporters = Exporters::new(content.clone(), client);
+        let runtime: Arc<dyn sandbox::Runtime> = match &settings.runtime {
+            Runtime::Builtin => Arc::new(sandbox::Builtin::new(settings.sandbox)?),
+            Runtime::Oci(binary) => Arc::new(sandbox::OciRuntime::new(binary.clone(), settings.sandbox)?),
+        };
+        let found = if settings.platforms.is_empty() { platforms::detect() } else { settings.platforms };
+        let steps = Steps {
+            layers: layers.clone(),
+            sources: sources.clone(),
+            exec: Exec {
+                layers: layers.clone(),
+                runtime,
+                log_limits: settings.log_limits,
+                sockets: root.join("sockets"),
+            },
+            host: Platform::host(),
+        };
+        let engine = Engine::new(Arc::new(steps), Caches::new(Index::new(db)), Options { parallelism: settings.parallelism });
+        background.start(layers.clone());
+        Ok(Self {
+            labels: labels(settings.labels, snapshotter, settings.hostname),
+            platforms: Mutex::new((Instant::now(), found)),
+            platforms_max_age: settings.platforms_max_age,
+            id,
+            layers,
+            content,
+            sources,
+            exporters,
+            engine,
+            _background: background,
+        })
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub fn layers(&self) -> &Layers {
+        &self.layers
+    }
+
+    pub fn content(&self) -> &content::Store {
+        &self.content
+    }
+
+    pub fn exporters(&self) -> &Exporters {
+        &self.exporters
+    }
+
+    /// With `rescan`, platforms that became executable since are added; none ever leaves.
+    pub fn facts(&self, rescan: bool) -> Facts {
+        let mut known = self.platforms.lock().expect("no holder of this lock panics");
+        if rescan && known.0.elapsed() >= self.platforms_max_age {
+            for platform in platforms::detect() {
+                if !known.1.contains(&platform) {
+                    known.1.push(platform);
+                }
+            }
+            known.0 = Instant::now();
+        }
+        Facts { id: self.id.clone(), labels: self.labels.clone(), platforms: known.1.clone() }
+    }
+}
+
+fn labels(given: BTreeMap<String, String>, snapshotter: &str, hostname: String) -> BTreeMap<String, String> {
+    let own = [
+        ("executor", "oci"),
+        ("snapshotter", snapshotter),
+        ("hostname", if hostname.is_empty() { "unknown" } else { &hostname }),
+        ("network", "host"),
+        ("selinux.enabled", "false"),
+        ("oci.process-mode", "sandbox"),
+    ];
+    let mut labels: BTreeMap<String, String> =
+        own.into_iter().map(|(key, value)| (format!("org.mobyproject.buildkit.worker.{key}"), value.to_owned())).collect();
+    labels.extend(given);
+    labels
+}
+
+/// The id kept in `path`, made on the first start: 25 characters of lower-case base 36.
+fn worker_id(path: &Path) -> fault::Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Fault::from(error).context(format!("failed to read {}", path.display()))),
+    }
+    let random = std::fs::read("/proc/sys/kernel/random/uuid").context("failed to read random bytes")?;
+    let id = base36(oci::Digest::of(random).hex());
+    std::fs::write(path, &id).with_context(|| format!("failed to write {}", path.display()))?;
+    Ok(id)
+}
+
+/// 25 characters out of a hex digest.
+fn base36(hex: &str) -> String {
+    let mut number = u128::from_str_radix(&hex[..32], 16).expect("a digest is hex");
+    let mut id = String::new();
+    while id.len() < 25 {
+        id.push(char::from_digit((number % 36) as u32, 36).expect("below the radix"));
+        number /= 36;
+    }
+    id
+}

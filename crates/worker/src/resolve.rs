@@ -1,0 +1,40 @@
+//! Answers frontends that ask what a source stands for.
+use fault::{Fault, Result};
+use frontend::bridge::{HttpMeta, ImageMeta, ResolveRequest, SourceMeta};
+use progress::Reporter;
+use session::Group;
+use sources::Context;
+use task::Cancel;
+
+use crate::open::Worker;
+
+impl Worker {
+    /// Pins a source without fetching it.
+    pub async fn resolve(&self, request: ResolveRequest, sessions: &Group, reporter: &Reporter, cancel: &Cancel) -> Result<SourceMeta> {
+        let context = Context { cancel: cancel.clone(), reporter: reporter.clone(), sessions: sessions.clone() };
+        let mut op = request.op.clone();
+        let scheme = op.identifier.split_once("://").map(|(scheme, _)| scheme.to_owned()).unwrap_or_default();
+        match scheme.as_str() {
+            "docker-image" | "oci-layout" => {
+                if !request.resolve_mode.is_empty() {
+                    op.attrs.insert("image.resolvemode".into(), request.resolve_mode.clone());
+                }
+                if request.attestation_chain {
+                    return Err(Fault::new(fault::Kind::Unimplemented, "attestation chains of images are not supported by this version of kiln"));
+                }
+                let found = self.sources.image_config(&op, request.platform.as_ref(), !request.no_config, &context).await?;
+                let image = ImageMeta { digest: found.digest, config: found.config, attestations: None };
+                Ok(SourceMeta { op: request.op, image: Some(image), ..SourceMeta::default() })
+            }
+            "http" | "https" => {
+                let asked = request.http_checksum.as_ref().map(|c| (c.algorithm.as_str(), c.suffix.as_ref()));
+                let found = self.sources.http_meta(&op, asked, &context).await?;
+                let checksum = found.checksum.zip(request.http_checksum.map(|c| c.suffix));
+                let http = HttpMeta { digest: found.digest, filename: found.filename, last_modified: found.last_modified, checksum };
+                Ok(SourceMeta { op: request.op, http: Some(http), ..SourceMeta::default() })
+            }
+            // Nothing is to be found out about the others before they are fetched.
+            _ => Ok(SourceMeta { op: request.op, ..SourceMeta::default() }),
+        }
+    }
+}
