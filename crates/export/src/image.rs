@@ -3,6 +3,8 @@ mod archive;
 mod assemble;
 mod blobs;
 mod exporter;
+#[cfg(test)]
+mod golden;
 mod layout;
 mod options;
 mod packing;
