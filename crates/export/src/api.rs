@@ -7,13 +7,11 @@ use bytes::Bytes;
 use content::Hold;
 use fault::{Fault, Kind, Result};
 use futures_core::future::BoxFuture;
-use layers::Layer;
+use layers::{Compression, Layer};
 use oci::{Descriptor, Platform};
 use progress::Reporter;
 use session::{Group, Session};
 use task::Cancel;
-
-use crate::image::Packing;
 
 /// A result, ready to leave.
 #[derive(Clone, Default)]
@@ -90,7 +88,7 @@ pub trait Exporter: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// How layers are packed, where there are any in what leaves. An inline cache has to be about layers packed just so.
-    fn packing(&self) -> Option<Packing> {
+    fn compression(&self) -> Option<Compression> {
         None
     }
 

@@ -12,4 +12,3 @@ mod push;
 
 pub use archive::ArchiveExporter;
 pub use exporter::ImageExporter;
-pub use options::{Encoding, Packing};

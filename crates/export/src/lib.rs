@@ -26,4 +26,3 @@ mod upload;
 pub use api::{Context, Exported, Exporter, PlatformResult, Source, Statement};
 pub use attestation::purl;
 pub use exporters::Exporters;
-pub use image::{Encoding, Packing};

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use content::Store;
 use fault::{Fault, Kind, Result};
 use futures_util::future::try_join_all;
+use layers::Compression;
 use oci::{Descriptor, Timestamp};
 use session::{ContentStore, Session};
 
@@ -16,7 +17,7 @@ use crate::attrs::{Attrs, Epoch};
 use crate::image::assemble::Image;
 use crate::image::exporter::{make, response};
 use crate::image::layout;
-use crate::image::options::{ImageOptions, Packing};
+use crate::image::options::ImageOptions;
 use crate::upload::upload;
 
 const CREATED: &str = "org.opencontainers.image.created";
@@ -88,8 +89,8 @@ impl Exporter for ArchiveExporter {
         if self.docker { "exporting to docker image format" } else { "exporting to oci image format" }
     }
 
-    fn packing(&self) -> Option<Packing> {
-        Some(self.options.packing)
+    fn compression(&self) -> Option<Compression> {
+        Some(self.options.compression)
     }
 
     async fn export(&self, source: &Source, context: &Context) -> Result<Exported> {

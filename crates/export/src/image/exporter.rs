@@ -6,6 +6,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use content::Store;
 use fault::{Fault, Result};
+use layers::Compression;
 use oci::{Descriptor, gojson};
 use registry::Client;
 
@@ -13,7 +14,7 @@ use crate::api::{Context, Exported, Exporter, Source};
 use crate::attrs::Attrs;
 use crate::image::assemble::{Draft, Image, assemble};
 use crate::image::blobs::Blobs;
-use crate::image::options::{ImageOptions, Packing, Settled};
+use crate::image::options::{ImageOptions, Settled};
 use crate::image::packing::{Parts, pack};
 use crate::image::push::{Target, push_all};
 
@@ -61,8 +62,8 @@ impl Exporter for ImageExporter {
         "exporting to image"
     }
 
-    fn packing(&self) -> Option<Packing> {
-        Some(self.options.packing)
+    fn compression(&self) -> Option<Compression> {
+        Some(self.options.compression)
     }
 
     async fn export(&self, source: &Source, context: &Context) -> Result<Exported> {
@@ -101,7 +102,7 @@ pub async fn make(
     if options.rewrite_timestamps {
         refuse_rewrite(source, &metadata, &options)?;
     }
-    let Parts { parts, layers } = context.cancel.run(pack(source, options.packing, context)).await?;
+    let Parts { parts, layers } = context.cancel.run(pack(source, options.compression, context)).await?;
     let draft = Draft { parts, is_map: source.is_map, metadata, attestations: source.attestations.clone(), names };
     let (own, reporter) = (store.clone(), context.reporter.clone());
     let image = task::blocking(move || assemble(&draft, &options, &own, &reporter)).await?;

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use fault::{Detail, Fault, Kind, Result};
+use layers::{Compression, CompressionKind};
 
 use crate::annotations::Groups;
 use crate::attrs::{Attrs, Epoch, parse_bool, parse_int};
@@ -11,51 +12,25 @@ use crate::attrs::{Attrs, Epoch, parse_bool, parse_int};
 const OCI_BY_DEFAULT: u32 = 30;
 const WITHOUT_ZSTD: u32 = 10;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
-    Uncompressed,
-    Gzip,
-    Estargz,
-    Zstd,
-}
-
-impl Encoding {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Uncompressed => "uncompressed",
-            Self::Gzip => "gzip",
-            Self::Estargz => "estargz",
-            Self::Zstd => "zstd",
+/// How layers without a blob are packed; with `force-compression`, how all are.
+fn compression(attrs: &mut Attrs) -> Result<Compression> {
+    use CompressionKind::{Estargz, Gzip, Uncompressed, Zstd};
+    let kind = match attrs.text("compression") {
+        None => Gzip,
+        Some(name) => {
+            let known = [Uncompressed, Gzip, Estargz, Zstd].into_iter().find(|kind| kind.name() == name);
+            known.ok_or_else(|| Fault::invalid(format!("unsupported compression type {name}")))?
         }
-    }
-
-    fn parse(text: &str) -> Result<Self> {
-        let all = [Self::Uncompressed, Self::Gzip, Self::Estargz, Self::Zstd];
-        all.into_iter().find(|e| e.name() == text).ok_or_else(|| Fault::invalid(format!("unsupported compression type {text}")))
-    }
-}
-
-/// How layers without a blob are packed; with `force`, how all are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packing {
-    pub encoding: Encoding,
-    pub force: bool,
-    pub level: Option<i64>,
-}
-
-impl Packing {
-    fn take(attrs: &mut Attrs) -> Result<Self> {
-        let encoding = attrs.text("compression").map_or(Ok(Encoding::Gzip), |text| Encoding::parse(&text))?;
-        let force = match attrs.text("force-compression") {
-            None => false,
-            Some(value) if value.is_empty() => true,
-            Some(value) => parse_bool(&value, &format!("non-bool value {value} specified for force-compression"))?,
-        };
-        let level = attrs.text("compression-level");
-        let level =
-            level.map(|value| parse_int(&value, &format!("non-integer value {value} specified for compression-level"))).transpose()?;
-        Ok(Self { encoding, force, level })
-    }
+    };
+    let force = match attrs.text("force-compression") {
+        None => false,
+        Some(value) if value.is_empty() => true,
+        Some(value) => parse_bool(&value, &format!("non-bool value {value} specified for force-compression"))?,
+    };
+    let level = attrs.text("compression-level");
+    let level = level.map(|value| parse_int(&value, &format!("non-integer value {value} specified for compression-level"))).transpose()?;
+    let level = level.map(|level| i32::try_from(level).unwrap_or(if level < 0 { i32::MIN } else { i32::MAX }));
+    Ok(Compression { kind, level, force })
 }
 
 /// As given; [`ImageOptions::settle`] fills in what depends on the result.
@@ -63,7 +38,7 @@ impl Packing {
 pub struct ImageOptions {
     /// Comma-separated; `*` is the name that the result's metadata has.
     pub name: String,
-    pub packing: Packing,
+    pub compression: Compression,
     pub oci_types: Option<bool>,
     pub oci_artifact: Option<bool>,
     pub annotations: Groups,
@@ -85,7 +60,7 @@ pub struct Settled {
     pub inline_attestations: bool,
     pub prefer_foreign: bool,
     pub rewrite_timestamps: bool,
-    pub packing: Packing,
+    pub compression: Compression,
 }
 
 impl ImageOptions {
@@ -93,7 +68,7 @@ impl ImageOptions {
         let options = Self {
             annotations: Groups::take(attrs)?,
             epoch: attrs.epoch()?,
-            packing: Packing::take(attrs)?,
+            compression: compression(attrs)?,
             name: attrs.text("name").unwrap_or_default(),
             oci_types: attrs.flag("oci-mediatypes")?,
             oci_artifact: attrs.flag("oci-artifact")?,
@@ -115,7 +90,7 @@ impl ImageOptions {
         let oci_artifact = self.oci_artifact.unwrap_or(new && oci_types);
         let annotations = self.annotations.clone().with_metadata(metadata)?;
         self.check(oci_types, oci_artifact)?;
-        if self.compatibility == WITHOUT_ZSTD && self.packing.encoding == Encoding::Zstd {
+        if self.compatibility == WITHOUT_ZSTD && self.compression.kind == CompressionKind::Zstd {
             return Err(unsupported_feature(self.compatibility, &format!("{kind} exporter compression=zstd")));
         }
         Ok(Settled {
@@ -126,12 +101,12 @@ impl ImageOptions {
             inline_attestations: self.inline_attestations,
             prefer_foreign: self.prefer_foreign,
             rewrite_timestamps: self.rewrite_timestamps,
-            packing: self.packing,
+            compression: self.compression,
         })
     }
 
     fn check(&self, oci_types: bool, oci_artifact: bool) -> Result<()> {
-        if self.packing.encoding == Encoding::Estargz && !oci_types {
+        if self.compression.kind == CompressionKind::Estargz && !oci_types {
             return Err(Fault::invalid("exporter option \"compression=estargz\" conflicts with \"oci-mediatypes=false\""));
         }
         if oci_artifact && !oci_types {
@@ -207,7 +182,7 @@ mod tests {
             assert_eq!(failure(pairs, 30), want);
         }
         assert_eq!(failure(&[("compression", "zstd")], 10), "unsupported compatibility-version 10 feature image exporter compression=zstd");
-        assert_eq!(take(&[("compression", "zstd"), ("force-compression", "")], 30).unwrap().packing.force, true);
+        assert_eq!(take(&[("compression", "zstd"), ("force-compression", "")], 30).unwrap().compression.force, true);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! From layers to blobs.
 use std::collections::BTreeMap;
 
-use fault::{Fault, Kind, Result};
+use fault::Result;
 use futures_util::future::try_join_all;
-use layers::Layer;
+use layers::{Compression, Layer};
 use oci::Digest;
 
 use crate::api::{Context, PlatformResult, Source};
-use crate::image::assemble::Part;
-use crate::image::options::Packing;
+use crate::config::LayerFacts;
+use crate::image::assemble::{Packed, Part};
 
 /// A source whose layers all have blobs, though these may still be elsewhere.
 pub struct Parts {
@@ -18,21 +18,25 @@ pub struct Parts {
 }
 
 /// All platforms at once; each blob is made only once.
-pub async fn pack(source: &Source, packing: Packing, context: &Context) -> Result<Parts> {
+pub async fn pack(source: &Source, compression: Compression, context: &Context) -> Result<Parts> {
     let _row = context.reporter.row("exporting layers", "", 0);
-    let packed = try_join_all(source.results.iter().map(|result| pack_one(result, packing, context))).await?;
-    let (mut parts, mut layers) = (Vec::new(), BTreeMap::new());
-    for (part, own) in packed {
-        parts.push(part);
-        layers.extend(own);
+    let packed = try_join_all(source.results.iter().map(|result| pack_one(result, compression, context))).await?;
+    let mut all = Parts { parts: Vec::new(), layers: BTreeMap::new() };
+    for (part, layers) in packed {
+        all.parts.push(part);
+        all.layers.extend(layers);
     }
-    Ok(Parts { parts, layers })
+    Ok(all)
 }
 
-async fn pack_one(result: &PlatformResult, packing: Packing, context: &Context) -> Result<(Part, BTreeMap<Digest, Layer>)> {
+async fn pack_one(result: &PlatformResult, compression: Compression, context: &Context) -> Result<(Part, BTreeMap<Digest, Layer>)> {
     let mut part = Part { id: result.id.clone(), platform: result.platform.clone(), layers: Vec::new() };
-    let mut own = BTreeMap::new();
-    let Some(layer) = &result.layer else { return Ok((part, own)) };
-    let _ = (packing, context, layer, &mut part, &mut own);
-    Err(Fault::new(Kind::Unimplemented, "packing layers into blobs is not there yet"))
+    let mut layers = BTreeMap::new();
+    let Some(layer) = &result.layer else { return Ok((part, layers)) };
+    for blob in layer.blobs(compression, &context.cancel, &context.reporter).await? {
+        layers.insert(blob.descriptor.digest.clone(), blob.layer);
+        let facts = LayerFacts { diff_id: blob.diff_id, created: Some(blob.created), description: blob.description };
+        part.layers.push(Packed { descriptor: blob.descriptor, facts });
+    }
+    Ok((part, layers))
 }
