@@ -110,7 +110,8 @@ async fn docker_with_dockers_types() {
 
 #[tokio::test]
 async fn oci_with_two_platforms_and_statements() {
-    let attrs = [("annotation.a", "1"), ("annotation[linux/arm64].a", "2"), ("annotation-index.i", "3"), ("annotation-index-descriptor.d", "4")];
+    let attrs =
+        [("annotation.a", "1"), ("annotation[linux/arm64].a", "2"), ("annotation-index.i", "3"), ("annotation-index-descriptor.d", "4")];
     let draft = |golden: &Golden| {
         let Document::Index(index) = golden.root() else { panic!("an index") };
         let mut draft = Draft { is_map: true, ..Draft::default() };
