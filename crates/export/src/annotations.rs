@@ -143,7 +143,8 @@ impl Groups {
             if !platform.is_empty() && !known(platform) {
                 return Err(Fault::invalid(format!("invalid annotation: no platform {platform} found in source")));
             }
-            if !oci_types && !(all.index.is_empty() && all.index_descriptor.is_empty() && all.manifest_descriptor.is_empty()) {
+            let new = [&all.index, &all.index_descriptor, &all.manifest_descriptor];
+            if !oci_types && new.iter().any(|pairs| !pairs.is_empty()) {
                 return Err(Fault::invalid("cannot export annotations with \"oci-mediatypes=false\""));
             }
         }

@@ -1,7 +1,7 @@
 //! The sending side of the file transfer protocol: entries first, then the files that the receiver asks for.
 use std::collections::HashMap;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc as sync_mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -45,10 +45,18 @@ async fn transfer(tree: Shared, stream: Box<dyn FileStream>, row: Row) -> Result
     let (files, queue) = (Files::default(), Arc::new(Mutex::new(queue)));
     for _ in 0..READERS {
         let (tree, queue, packets) = (tree.clone(), queue.clone(), packets.clone());
-        task::spawn("export reader", task::blocking(move || Ok(read_files(&tree, &queue, &packets))));
+        let read = move || {
+            read_files(&tree, &queue, &packets);
+            Ok(())
+        };
+        task::spawn("export reader", task::blocking(read));
     }
     let announced = files.clone();
-    task::spawn("export walk", task::blocking(move || Ok(walk(&tree, announced, &packets))));
+    let walk = move || {
+        walk(&tree, announced, &packets);
+        Ok(())
+    };
+    task::spawn("export walk", task::blocking(walk));
 
     {
         let listen = listen(&mut source, files, requests);
@@ -176,7 +184,7 @@ fn read_files(tree: &Shared, queue: &Mutex<sync_mpsc::Receiver<(u32, PathBuf)>>,
     }
 }
 
-fn read_file(tree: &Shared, id: u32, path: &PathBuf, packets: &mpsc::Sender<Result<Batch>>) -> Result<()> {
+fn read_file(tree: &Shared, id: u32, path: &Path, packets: &mpsc::Sender<Result<Batch>>) -> Result<()> {
     let mut file = tree.open(path)?;
     loop {
         let mut chunk = Vec::new();
@@ -203,7 +211,6 @@ fn abandoned() -> Fault {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::path::Path;
 
     use async_trait::async_trait;
     use progress::Reporter;

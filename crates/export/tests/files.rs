@@ -1,4 +1,5 @@
 //! `local` and `tar` exports of real layers.
+#![allow(clippy::unwrap_used)]
 mod support;
 
 use std::fs;

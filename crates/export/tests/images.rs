@@ -1,4 +1,5 @@
 //! `image`, `oci` and `docker` exports of real layers, and pushes to a real registry (Debian's docker-registry).
+#![allow(clippy::unwrap_used)]
 mod support;
 
 use std::fs;

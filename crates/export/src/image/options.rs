@@ -182,7 +182,7 @@ mod tests {
             assert_eq!(failure(pairs, 30), want);
         }
         assert_eq!(failure(&[("compression", "zstd")], 10), "unsupported compatibility-version 10 feature image exporter compression=zstd");
-        assert_eq!(take(&[("compression", "zstd"), ("force-compression", "")], 30).unwrap().compression.force, true);
+        assert!(take(&[("compression", "zstd"), ("force-compression", "")], 30).unwrap().compression.force);
     }
 
     #[test]

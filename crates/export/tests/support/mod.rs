@@ -1,5 +1,5 @@
 //! Layers in a temporary directory, and a client in memory that takes what is exported. Needs root, as overlay trees do.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -57,9 +57,8 @@ impl Home {
         let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let exporter = self.exporters.resolve(kind, &attrs, 30)?;
         let Exported { response, finalize, .. } = exporter.export(source, &self.context()).await?;
-        match finalize {
-            Some(finalize) => finalize.await?,
-            None => {}
+        if let Some(finalize) = finalize {
+            finalize.await?;
         }
         Ok(response)
     }
@@ -115,12 +114,14 @@ pub struct File {
     pub finished: Arc<Mutex<bool>>,
 }
 
+type Received = Vec<(Stat, Vec<u8>)>;
+
 /// A directory as it was sent, every file asked for.
 #[derive(Clone, Default)]
 pub struct Tree {
     pub exporter: usize,
     pub multi_platform: bool,
-    pub received: Arc<Mutex<Vec<(Stat, Vec<u8>)>>>,
+    pub received: Arc<Mutex<Received>>,
 }
 
 impl Tree {
