@@ -18,6 +18,7 @@ mod load;
 mod name;
 pub mod parts;
 pub mod policy;
+mod resources;
 mod rewrite;
 mod types;
 

@@ -64,6 +64,9 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             }
         }
         self.edge_mut(id).maps_seen += unseen.len();
+        if want >= Want::Keys || !all_mapped {
+            self.find_records(id);
+        }
         if has_map && !all_mapped && self.edges[&id].records.is_empty() {
             self.map(v);
         } else if has_map {
@@ -91,6 +94,9 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
         self.probe(id, &changed);
         changed.iter().for_each(|i| self.count(id, *i as usize));
         self.intersect(id);
+        if self.edges[&id].want() >= Want::Keys {
+            self.find_records(id);
+        }
         if self.edges[&id].want() == Want::Result && self.load_record(id) {
             return self.set_mode(id, Mode::Nothing, &[]);
         }
@@ -228,29 +234,27 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             all.iter().for_each(|i| self.count(id, *i as usize));
             self.intersect(id);
         }
-        for position in 0..self.edges[&id].keys.len() {
-            self.find_records(id, position);
-        }
+        self.edge_mut(id).looked_up = 0;
+        self.find_records(id);
     }
 
     fn learn(&mut self, id: EdgeId, key: Key) {
-        let edge = self.edge_mut(id);
-        if edge.learn(key) {
-            let position = edge.keys.len() - 1;
-            self.find_records(id, position);
+        if self.edge_mut(id).learn(key) {
             self.wake(id);
         }
     }
 
-    fn find_records(&mut self, id: EdgeId, position: usize) {
+    /// Looks for results of keys that were learned since the last look.
+    fn find_records(&mut self, id: EdgeId) {
         let edge = &self.edges[&id];
-        let key = &edge.keys[position];
-        if key.volatile {
-            return;
+        let caches = &self.vertices[&edge.vertex].caches;
+        let mut found = Vec::new();
+        for (position, key) in edge.keys.iter().enumerate().skip(edge.looked_up).filter(|(_, k)| !k.volatile) {
+            found.extend(self.store.records(caches, &key.id).into_iter().map(|record| (record, position)));
         }
-        let records = self.store.records(&self.vertices[&edge.vertex].caches, &key.id);
         let edge = self.edge_mut(id);
-        for record in records {
+        edge.looked_up = edge.keys.len();
+        for (record, position) in found {
             if !edge.lost.contains(&record) && edge.records.iter().all(|(r, _)| *r != record) {
                 edge.records.push((record, position));
             }

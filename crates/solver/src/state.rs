@@ -121,6 +121,8 @@ pub(crate) struct Edge<R> {
     pub has_new_targets: bool,
     /// How many cache maps of a vertex without inputs became keys.
     pub maps_seen: usize,
+    /// How many of `keys` were looked up for records: that is left until a record could be used.
+    pub looked_up: usize,
     /// Results that may be loaded, with the position of their key.
     pub records: Vec<(Record, usize)>,
     /// Records that turned out to be gone.
@@ -211,6 +213,7 @@ impl<R> Edge<R> {
             known_by: Vec::new(),
             has_new_targets: false,
             maps_seen: 0,
+            looked_up: 0,
             records: Vec::new(),
             lost: BTreeSet::new(),
             loading: Slot::Idle,
