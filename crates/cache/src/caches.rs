@@ -3,7 +3,7 @@ use std::sync::{Arc, RwLock};
 
 use solver::{CacheId, KeyId, Link, Record, Target};
 
-use crate::{Entry, Index, KeyStore};
+use crate::{Entry, Import, Index, KeyStore};
 
 /// The local index and the caches that builds brought with them. Clones are the same.
 #[derive(Clone)]
@@ -14,8 +14,14 @@ pub struct Caches {
 
 #[derive(Default)]
 struct Imported {
-    stores: BTreeMap<CacheId, Arc<dyn KeyStore>>,
+    stores: BTreeMap<CacheId, Arc<dyn Import>>,
     next: u32,
+}
+
+impl From<Index> for Caches {
+    fn from(local: Index) -> Self {
+        Self::new(local)
+    }
 }
 
 impl Caches {
@@ -28,7 +34,7 @@ impl Caches {
     }
 
     /// Adds a cache, to be looked into by vertices that name it.
-    pub fn add(&self, store: Arc<dyn KeyStore>) -> CacheId {
+    pub fn add(&self, store: Arc<dyn Import>) -> CacheId {
         let mut imported = self.imported.write().expect("no holder of this lock panics");
         imported.next += 1;
         let id = CacheId(imported.next);
@@ -40,16 +46,12 @@ impl Caches {
         self.imported.write().expect("no holder of this lock panics").stores.remove(&id);
     }
 
-    /// The local index or an imported cache.
-    pub fn get(&self, id: CacheId) -> Option<Arc<dyn KeyStore>> {
-        match id {
-            CacheId::LOCAL => Some(Arc::new(self.local.clone())),
-            id => self.imported.read().expect("no holder of this lock panics").stores.get(&id).cloned(),
-        }
+    pub fn import(&self, id: CacheId) -> Option<Arc<dyn Import>> {
+        self.imported.read().expect("no holder of this lock panics").stores.get(&id).cloned()
     }
 
-    fn named<'a>(&'a self, ids: &'a BTreeSet<CacheId>) -> impl Iterator<Item = (CacheId, Arc<dyn KeyStore>)> + 'a {
-        ids.iter().filter(|id| **id != CacheId::LOCAL).filter_map(|id| Some((*id, self.get(*id)?)))
+    fn named(&self, ids: &BTreeSet<CacheId>) -> impl Iterator<Item = (CacheId, Arc<dyn Import>)> {
+        ids.iter().filter_map(|id| Some((*id, self.import(*id)?)))
     }
 
     /// Where a link leads, as the local index and the named caches know it.

@@ -3,7 +3,8 @@
 //! Owns the index: links from key to key, the results that a key has, and the way back from both. Does not know how a key is made
 //! (`solver`, `llb`), nor what a result is: here it is a name, empty for scratch. Whether the named thing still exists is for the caller to say.
 //!
-//! Start at [`Index`]. An imported cache is another [`KeyStore`]; [`Caches`] asks all that a vertex may use.
+//! Start at [`Index`]. An imported cache is another [`KeyStore`] that can also make layers of its results, an [`Import`]; [`Caches`] asks all
+//! that a vertex may use.
 //!
 //! Invariants: no call waits for the disk to sync; looking up writes nothing, and neither does adding what is there already; keys that
 //! mean nothing outside their session are never stored; an index that cannot be read is an empty one.
@@ -12,7 +13,10 @@ mod index;
 mod prune;
 mod tables;
 
+use async_trait::async_trait;
+use layers::Layer;
 use solver::{KeyId, Link};
+use task::Cancel;
 
 pub use caches::Caches;
 pub use index::Index;
@@ -27,6 +31,13 @@ pub trait KeyStore: Send + Sync {
 
     /// The links that lead to a key; none for keys that stand for themselves.
     fn backlinks(&self, key: &KeyId) -> Vec<(KeyId, Link)>;
+}
+
+/// A cache that a build brought with it. It is read before it is asked: none of the questions of [`KeyStore`] may wait for a network.
+#[async_trait]
+pub trait Import: KeyStore {
+    /// Makes a layer of a result; it may be a lazy one. `None`: it is gone, and the step runs instead.
+    async fn load(&self, result: &str, cancel: &Cancel) -> fault::Result<Option<Layer>>;
 }
 
 /// A result of a key.

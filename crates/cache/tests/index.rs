@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cache::{Caches, Entry, Index, KeyStore};
+use cache::{Caches, Entry, Import, Index, KeyStore};
 use kv::{Db, Options};
 use oci::Digest;
 use solver::{CacheId, KeyId, Link, Target};
@@ -123,6 +123,13 @@ impl KeyStore for Imported {
     fn backlinks(&self, key: &KeyId) -> Vec<(KeyId, Link)> {
         let leads = |(_, to): &(&(KeyId, Link), &Vec<KeyId>)| to.contains(key);
         self.links.iter().filter(leads).map(|(from, _)| from.clone()).collect()
+    }
+}
+
+#[async_trait::async_trait]
+impl Import for Imported {
+    async fn load(&self, _: &str, _: &task::Cancel) -> fault::Result<Option<layers::Layer>> {
+        Ok(None)
     }
 }
 

@@ -5,17 +5,23 @@ use oci::Digest;
 use progress::{Sink, Update};
 use solver::JobId;
 
-/// How much of a vertex's log is kept for watchers that come later, bytes.
+/// How much of a vertex's log is kept for watchers that come later, in bytes.
 const KEPT_LOG: usize = 1 << 20;
 
-/// Passes updates on to all watchers, and replays to late ones what came before.
-#[derive(Default)]
-pub struct Fan(Mutex<State>);
+/// Passes updates on to all watchers, and replays to late ones what came before. Updates of other vertices (a build inside the vertex
+/// reports here too) pass as they are.
+pub(crate) struct Fan {
+    /// The vertex as the engine knows it.
+    digest: Digest,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
     watchers: Vec<Watcher>,
     past: Vec<Update>,
+    /// Rows of byte progress: only the last state of each is worth keeping.
+    rows: Vec<Update>,
     log: usize,
 }
 
@@ -27,14 +33,22 @@ struct Watcher {
 }
 
 impl Fan {
+    pub fn new(digest: Digest) -> Self {
+        Self { digest, state: Mutex::default() }
+    }
+
     pub fn join(&self, job: JobId, sink: Arc<dyn Sink>, digest: Digest) {
         let mut state = self.state();
         if state.watchers.iter().any(|w| w.job == job && w.digest == digest) {
             return;
         }
         let watcher = Watcher { job, sink, digest };
-        state.past.iter().for_each(|update| watcher.pass(update));
+        state.past.iter().chain(&state.rows).for_each(|update| watcher.pass(&self.digest, update));
         state.watchers.push(watcher);
+    }
+
+    pub fn has(&self, job: JobId) -> bool {
+        self.state().watchers.iter().any(|w| w.job == job)
     }
 
     pub fn leave(&self, job: JobId) {
@@ -42,14 +56,14 @@ impl Fan {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no holder of this lock panics")
+        self.state.lock().expect("no holder of this lock panics")
     }
 }
 
 impl Sink for Fan {
     fn emit(&self, update: Update) {
         let mut state = self.state();
-        state.watchers.iter().for_each(|watcher| watcher.pass(&update));
+        state.watchers.iter().for_each(|watcher| watcher.pass(&self.digest, &update));
         state.remember(update);
     }
 }
@@ -58,32 +72,34 @@ impl State {
     fn remember(&mut self, update: Update) {
         match &update {
             Update::Log { data, .. } => {
-                if self.log + data.len() > KEPT_LOG {
-                    return;
-                }
                 self.log += data.len();
+                if self.log <= KEPT_LOG {
+                    self.past.push(update);
+                }
             }
-            // Only the last state of a row is worth keeping.
-            Update::Status { id, .. } => {
-                self.past.retain(|past| !matches!(past, Update::Status { id: other, .. } if other == id));
+            Update::Status { vertex, id, .. } => {
+                let same = |row: &&mut Update| matches!(row, Update::Status { vertex: v, id: i, .. } if i == id && v == vertex);
+                match self.rows.iter_mut().find(same) {
+                    Some(row) => *row = update,
+                    None => self.rows.push(update),
+                }
             }
-            _ => {}
+            Update::Announced(_) | Update::Started { .. } | Update::Completed { .. } | Update::Warning(_) => self.past.push(update),
         }
-        self.past.push(update);
     }
 }
 
 impl Watcher {
-    fn pass(&self, update: &Update) {
+    fn pass(&self, own: &Digest, update: &Update) {
         let mut update = update.clone();
         let vertex = match &mut update {
-            Update::Announced(_) => None,
+            Update::Announced(vertex) => &mut vertex.digest,
             Update::Started { vertex } | Update::Completed { vertex, .. } | Update::Status { vertex, .. } | Update::Log { vertex, .. } => {
-                Some(vertex)
+                vertex
             }
-            Update::Warning(warning) => Some(&mut warning.vertex),
+            Update::Warning(warning) => &mut warning.vertex,
         };
-        if let Some(vertex) = vertex {
+        if vertex == own {
             *vertex = self.digest.clone();
         }
         self.sink.emit(update);

@@ -1,20 +1,23 @@
 //! The engine as others hold it.
+use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cache::Caches;
-use fault::{Detail, Fault, Result};
+use fault::{Fault, Result};
 use layers::Layer;
 use llb::{Graph, Vertex};
-use oci::Digest;
-use progress::{Group as ProgressGroup, Sink, Update};
+use progress::{Sink, Update};
 use session::Group;
-use solver::{JobId, Key, RequestId};
-use task::Cancel;
+use solver::{Answer, CacheId, JobId, Key, RequestId, Want};
+use task::{Cancel, Drain};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::blame;
 use crate::execute::Execute;
-use crate::run_loop::{self, Failure, Message};
+use crate::memory::{Memory, Output};
+use crate::run_loop::{self, Load, Message, Reply};
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -24,39 +27,61 @@ pub struct Options {
 
 /// Cheap to clone. The engine ends when the last clone and the last job are gone.
 #[derive(Clone)]
-pub struct Engine {
+pub struct Engine(Arc<Shared>);
+
+struct Shared {
     messages: mpsc::UnboundedSender<Message>,
-    numbers: Arc<AtomicU64>,
+    numbers: AtomicU64,
+    caches: Caches,
+    root: Cancel,
+    drain: Drain,
 }
 
 impl Engine {
     /// Must be called within a runtime.
-    pub fn new(execute: Arc<dyn Execute>, caches: Caches, options: Options) -> Self {
+    pub fn new(execute: Arc<dyn Execute>, caches: impl Into<Caches>, options: Options) -> Self {
         let (messages, inbox) = mpsc::unbounded_channel();
+        let (caches, root, drain) = (caches.into(), Cancel::new(), Drain::new());
+        let memory = Memory { caches: caches.clone(), execute };
         // The loop holds no strong sender, so that it ends with its users.
-        task::spawn("engine", run_loop::run(execute, caches, options, inbox, messages.downgrade()));
-        Self { messages, numbers: Arc::default() }
+        let state = run_loop::Loop::new(memory, options, messages.downgrade(), root.clone(), drain.clone());
+        task::spawn("engine", state.run(inbox));
+        Self(Arc::new(Shared { messages, numbers: AtomicU64::new(0), caches, root, drain }))
     }
 
-    /// A new job. Its graphs share what they have in common with those of other jobs.
+    /// A new job. Its graphs share what they have in common with those of other jobs. What it waits for fails when `cancel` is cancelled.
     pub fn job(&self, id: &str, sink: Arc<dyn Sink>, sessions: Group, cancel: Cancel) -> Job {
         let number = JobId(self.number());
         tracing::debug!(job = id, number = number.0, "job opened");
-        Job { engine: self.clone(), number, sink, sessions, cancel }
+        Job(Arc::new(Member { engine: self.clone(), number, sink, sessions, cancel }))
+    }
+
+    /// Where imported caches are added, to be named in [`Job::load_with`].
+    pub fn caches(&self) -> &Caches {
+        &self.0.caches
+    }
+
+    /// Cancels all work and waits for its end. Jobs that still wait are answered with the reason.
+    pub async fn shutdown(&self, reason: &str) {
+        self.0.root.cancel(reason);
+        self.0.drain.wait().await;
     }
 
     fn number(&self) -> u64 {
-        self.numbers.fetch_add(1, Ordering::Relaxed) + 1
+        self.0.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn send(&self, message: Message) {
         // The loop ends only once nobody could send.
-        let _ = self.messages.send(message);
+        let _ = self.0.messages.send(message);
     }
 }
 
-/// One build's interest in vertices. Dropping it cancels what only it wanted.
-pub struct Job {
+/// One build's interest in vertices. When the last handle of it and of its refs is gone, what only it wanted is cancelled and forgotten.
+#[derive(Clone)]
+pub struct Job(Arc<Member>);
+
+struct Member {
     engine: Engine,
     number: JobId,
     sink: Arc<dyn Sink>,
@@ -64,49 +89,105 @@ pub struct Job {
     cancel: Cancel,
 }
 
-/// A result.
-#[derive(Clone)]
-pub struct Built {
-    /// `None` is scratch.
-    pub layer: Option<Layer>,
-    /// What the result is known by in caches; empty for scratch.
-    pub keys: Vec<Key>,
-}
-
 impl Job {
-    /// Shows the vertices of a graph before anything runs.
+    /// Shows the vertices of a graph before anything runs. [`Job::load`] does that too.
     pub fn announce(&self, graph: &Graph) {
         for vertex in &graph.vertices {
-            self.sink.emit(Update::Announced(shown(graph, vertex)));
+            self.0.sink.emit(Update::Announced(shown(graph, vertex)));
         }
     }
 
-    /// Has the graph's result made, or found in the cache. Dropping the future gives the wish up. Several graphs may be built at once.
+    /// Adds a graph to the job. Nothing runs until something of it is wanted.
+    pub fn load(&self, graph: Arc<Graph>) -> Ref {
+        self.load_with(graph, BTreeSet::new())
+    }
+
+    /// [`Job::load`], for a graph whose vertices may use these imported caches.
+    pub fn load_with(&self, graph: Arc<Graph>, caches: BTreeSet<CacheId>) -> Ref {
+        self.announce(&graph);
+        let number = self.0.engine.number();
+        let Member { number: job, sink, sessions, .. } = &*self.0;
+        let load = Load { job: *job, number, graph: graph.clone(), caches, sink: sink.clone(), sessions: sessions.clone() };
+        self.0.engine.send(Message::Load(load));
+        Ref(Arc::new(Loaded { job: self.clone(), number, graph }))
+    }
+
+    /// Has the graph's result made, or found in a cache. Dropping the future gives the wish up. Several graphs may be built at once.
     pub async fn build(&self, graph: Arc<Graph>) -> Result<Built> {
-        let Some(result) = graph.result.clone() else { return Ok(Built { layer: None, keys: Vec::new() }) };
-        let (reply, answer) = oneshot::channel();
-        let request = RequestId(self.engine.number());
-        self.engine.send(Message::Build {
-            job: self.number,
-            request,
-            graph: graph.clone(),
-            result,
-            sink: self.sink.clone(),
-            sessions: self.sessions.clone(),
-            reply,
-        });
-        let _release = Release { engine: &self.engine, request };
-        let outcome = self.cancel.run(async { answer.await.map_err(|_| Fault::internal("the engine has ended")) }).await?;
-        outcome.map_err(|Failure(fault)| with_sources(fault, &graph))
+        self.load(graph).result().await
     }
 }
 
-impl Drop for Job {
+impl Drop for Member {
     fn drop(&mut self) {
         self.engine.send(Message::Leave(self.number));
     }
 }
 
+/// A graph of a job, whose result comes into being when it is asked for. Clones are the same.
+#[derive(Clone)]
+pub struct Ref(Arc<Loaded>);
+
+struct Loaded {
+    job: Job,
+    number: u64,
+    graph: Arc<Graph>,
+}
+
+/// A result.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// `None` is scratch. A layer from a cache may be a lazy one.
+    pub layer: Option<Layer>,
+    /// What the result is known by in caches; empty for scratch.
+    pub keys: Vec<Key>,
+}
+
+impl Ref {
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.0.graph
+    }
+
+    pub fn job(&self) -> &Job {
+        &self.0.job
+    }
+
+    /// The result, from a cache or from a run. Dropping the future gives the wish up; asking again is cheap.
+    pub async fn result(&self) -> Result<Built> {
+        let Answer { keys, result } = self.ask(Want::Result).await?;
+        Ok(Built { layer: result.flatten(), keys })
+    }
+
+    /// What the result is known by, as far as that can be told without running what makes it; inputs may run. Empty if nothing can be told.
+    pub async fn keys(&self) -> Result<Vec<Key>> {
+        Ok(self.ask(Want::Keys).await?.keys)
+    }
+
+    async fn ask(&self, want: Want) -> Result<Answer<Output>> {
+        if self.0.graph.result.is_none() {
+            return Ok(Answer { keys: Vec::new(), result: Some(None) });
+        }
+        let member = &self.0.job.0;
+        let (reply, answer) = oneshot::channel::<Reply>();
+        let request = RequestId(member.engine.number());
+        member.engine.send(Message::Want { load: self.0.number, request, want, reply });
+        let _release = Release { engine: &member.engine, request };
+        let outcome = until(&member.cancel, answer).await?;
+        outcome.map_err(|failure| blame::for_client(failure.fault, &self.0.graph))
+    }
+}
+
+async fn until(cancel: &Cancel, answer: impl Future<Output = std::result::Result<Reply, oneshot::error::RecvError>>) -> Result<Reply> {
+    cancel.run(async { answer.await.map_err(|_| Fault::internal("the engine has ended")) }).await
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.job.0.engine.send(Message::Unload(self.number));
+    }
+}
+
+/// Gives a wish up, if it is not fulfilled.
 struct Release<'a> {
     engine: &'a Engine,
     request: RequestId,
@@ -124,29 +205,6 @@ fn shown(graph: &Graph, vertex: &Vertex) -> progress::Vertex {
         digest: graph.original(&vertex.digest).clone(),
         inputs: vertex.inputs.iter().map(|edge| graph.original(&edge.vertex).clone()).collect(),
         name: vertex.name.clone(),
-        group: group.map(|g| ProgressGroup { id: g.id.clone(), name: g.name.clone(), weak: g.weak }),
-    }
-}
-
-/// Adds where the failed vertex comes from in the user's files, and calls it what the client calls it.
-fn with_sources(fault: Fault, graph: &Graph) -> Fault {
-    let failed = fault.details().into_iter().find_map(|detail| match detail {
-        Detail::Vertex { digest } => digest.parse::<Digest>().ok(),
-        _ => None,
-    });
-    let Some(failed) = failed else { return fault };
-    let mut fault = fault;
-    for location in graph.locations(&failed) {
-        let Some(info) = graph.sources.infos.get(location.source) else { continue };
-        fault = fault.with_detail(Detail::Source {
-            filename: info.filename.clone(),
-            language: info.language.clone(),
-            data: info.data.to_vec(),
-            ranges: location.ranges.iter().map(|r| fault::Range { start: r.start, end: r.end }).collect(),
-        });
-    }
-    match graph.original(&failed) {
-        original if *original == failed => fault,
-        original => fault.with_detail(Detail::Vertex { digest: original.to_string() }),
+        group: group.map(|g| progress::Group { id: g.id.clone(), name: g.name.clone(), weak: g.weak }),
     }
 }

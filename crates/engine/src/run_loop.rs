@@ -1,49 +1,43 @@
 //! The task that owns the solver: messages in, commands run, ends reported back.
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use cache::Caches;
-use fault::{Detail, Fault, Kind};
-use layers::Layer;
-use llb::{Edge, Graph, Vertex};
+use fault::Fault;
+use llb::{Graph, Vertex};
 use progress::{Reporter, Sink, Update};
 use session::Group;
 use solver::{
-    Command, Event, InputMap, JobId, Limits, MissingOutput, Outcome, Progress, RequestId, Solver, Spec, TaskId, VertexId, Want,
+    Answer, CacheId, Command, Event, InputMap, JobId, Limits, Outcome, Progress, Record, RequestId, Solver, Spec, TaskId, VertexId, Want,
 };
-use task::Cancel;
+use task::{Cancel, Drain};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::execute::{Context, Execute};
+use crate::blame::Failure;
+use crate::execute::{CacheMap, Context};
 use crate::fan::Fan;
-use crate::job::{Built, Options};
-use crate::memory::Memory;
+use crate::job::Options;
+use crate::memory::{Memory, Output};
+use crate::work::{Stop, Work};
 
-/// A failure as the solver shares it.
-#[derive(Clone, Debug)]
-pub struct Failure(pub Fault);
+pub(crate) type Reply = Result<Answer<Output>, Failure>;
 
-impl From<MissingOutput> for Failure {
-    fn from(error: MissingOutput) -> Self {
-        Self(Fault::of(Kind::Internal, error))
-    }
-}
-
-type Output = Option<Layer>;
-
-pub enum Message {
-    Build {
-        job: JobId,
-        request: RequestId,
-        graph: Arc<Graph>,
-        result: Edge,
-        sink: Arc<dyn Sink>,
-        sessions: Group,
-        reply: oneshot::Sender<Result<Built, Failure>>,
-    },
+pub(crate) enum Message {
+    Load(Load),
+    Unload(u64),
+    Want { load: u64, request: RequestId, want: Want, reply: oneshot::Sender<Reply> },
     Release(RequestId),
     Leave(JobId),
-    Ended { task: TaskId, outcome: Outcome<Output, Failure> },
+    Ended { task: TaskId, outcome: Result<Outcome<Output, Failure>, Failure> },
+}
+
+/// A graph on its way into a job.
+pub(crate) struct Load {
+    pub job: JobId,
+    pub number: u64,
+    pub graph: Arc<Graph>,
+    pub caches: BTreeSet<CacheId>,
+    pub sink: Arc<dyn Sink>,
+    pub sessions: Group,
 }
 
 /// A vertex that the solver holds.
@@ -54,206 +48,206 @@ struct Held {
     sessions: Group,
 }
 
-struct Loop {
-    execute: Arc<dyn Execute>,
-    solver: Solver<Memory, Failure>,
-    vertices: HashMap<VertexId, Held>,
-    /// The sessions that each job brought.
-    jobs: HashMap<JobId, Vec<String>>,
-    running: HashMap<TaskId, Cancel>,
-    replies: HashMap<RequestId, oneshot::Sender<Result<Built, Failure>>>,
-    messages: mpsc::WeakUnboundedSender<Message>,
+struct Running {
+    cancel: Cancel,
+    /// The solver said so; what ends for another reason has failed.
+    was_cancelled: bool,
 }
 
-pub async fn run(
-    execute: Arc<dyn Execute>,
-    caches: Caches,
-    options: Options,
-    mut inbox: mpsc::UnboundedReceiver<Message>,
+pub(crate) struct Loop {
+    memory: Memory,
+    solver: Solver<Memory, Failure>,
+    vertices: HashMap<VertexId, Held>,
+    /// What each load's result is.
+    loads: HashMap<u64, (JobId, VertexId, u32)>,
+    /// The sessions that each job brought.
+    jobs: HashMap<JobId, Group>,
+    running: HashMap<TaskId, Running>,
+    replies: HashMap<RequestId, oneshot::Sender<Reply>>,
     messages: mpsc::WeakUnboundedSender<Message>,
-) {
-    let solver = Solver::new(Memory { caches, execute: execute.clone() }, Limits { runs: options.parallelism });
-    let mut state = Loop {
-        execute,
-        solver,
-        vertices: HashMap::new(),
-        jobs: HashMap::new(),
-        running: HashMap::new(),
-        replies: HashMap::new(),
-        messages,
-    };
-    while let Some(message) = inbox.recv().await {
-        state.take(message);
-    }
-    for cancel in state.running.values() {
-        cancel.cancel("the daemon is stopping");
-    }
+    root: Cancel,
+    drain: Drain,
 }
 
 impl Loop {
+    pub fn new(memory: Memory, options: Options, messages: mpsc::WeakUnboundedSender<Message>, root: Cancel, drain: Drain) -> Self {
+        Self {
+            solver: Solver::new(memory.clone(), Limits { runs: options.parallelism }),
+            memory,
+            vertices: HashMap::new(),
+            loads: HashMap::new(),
+            jobs: HashMap::new(),
+            running: HashMap::new(),
+            replies: HashMap::new(),
+            messages,
+            root,
+            drain,
+        }
+    }
+
+    pub async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
+        while let Some(message) = inbox.recv().await {
+            self.take(message);
+        }
+        self.root.cancel("the daemon is stopping");
+    }
+
     fn take(&mut self, message: Message) {
         match message {
-            Message::Build { job, request, graph, result, sink, sessions, reply } => {
-                let Some(at) = graph.vertices.iter().position(|v| v.digest == result.vertex) else {
-                    let fault = Fault::invalid(format!("invalid missing input digest {}", result.vertex));
-                    let _ = reply.send(Err(Failure(fault)));
-                    return;
-                };
-                let ids = self.load(job, &graph, &sink, &sessions);
-                self.replies.insert(request, reply);
-                self.apply(Event::Want { request, job, vertex: ids[at], output: result.output, want: Want::Result });
-            }
+            Message::Load(load) => self.load(load),
+            Message::Unload(number) => _ = self.loads.remove(&number),
+            Message::Want { load, request, want, reply } => self.want(load, request, want, reply),
             Message::Release(request) => {
                 self.replies.remove(&request);
                 self.apply(Event::Release(request));
             }
             Message::Leave(job) => self.leave(job),
             Message::Ended { task, outcome } => {
-                self.running.remove(&task);
+                let was_cancelled = self.running.remove(&task).is_some_and(|r| r.was_cancelled);
+                let outcome = match outcome {
+                    Ok(outcome) => outcome,
+                    Err(_) if was_cancelled => Outcome::Canceled,
+                    Err(failure) => Outcome::Failed(failure),
+                };
                 self.apply(Event::Ended { task, outcome });
             }
         }
     }
 
-    fn load(&mut self, job: JobId, graph: &Graph, sink: &Arc<dyn Sink>, sessions: &Group) -> Vec<VertexId> {
-        let positions: HashMap<_, _> = graph.vertices.iter().enumerate().map(|(at, v)| (&v.digest, at)).collect();
+    fn load(&mut self, load: Load) {
+        let Load { job, number, graph, caches, sink, sessions } = load;
+        let positions = graph.index();
+        let Some(result) = &graph.result else { return };
+        let Some(at) = positions.get(&result.vertex).copied() else { return };
         let spec = |vertex: &Vertex| Spec {
             digest: vertex.digest.clone(),
             inputs: vertex.inputs.iter().map(|edge| (positions[&edge.vertex], edge.output)).collect(),
             ignore_cache: vertex.metadata.ignore_cache,
-            limited: self.execute.is_limited(vertex),
+            limited: self.memory.execute.is_limited(vertex),
             export: vertex.metadata.export_cache,
-            caches: Default::default(),
+            caches: caches.clone(),
         };
         let specs: Vec<Spec> = graph.vertices.iter().map(spec).collect();
         let ids = self.solver.load(job, &specs);
-        let brought = sessions.all();
-        self.jobs.entry(job).or_default().extend(brought.iter().map(|s| s.id().to_owned()));
+        self.loads.insert(number, (job, ids[at], result.output));
         for (id, vertex) in ids.iter().zip(&graph.vertices) {
-            let held = self.vertices.entry(*id).or_insert_with(|| Held {
-                vertex: Arc::new(vertex.clone()),
-                fan: Arc::default(),
-                sessions: Group::default(),
-            });
-            brought.iter().for_each(|session| held.sessions.add(session.clone()));
-            held.fan.join(job, sink.clone(), graph.original(&vertex.digest).clone());
+            match self.vertices.get_mut(id) {
+                Some(held) => relax(&mut held.vertex, vertex),
+                None => {
+                    let fan = Arc::new(Fan::new(vertex.digest.clone()));
+                    self.vertices.insert(*id, Held { vertex: Arc::new(vertex.clone()), fan, sessions: Group::default() });
+                }
+            }
+            self.vertices[id].fan.join(job, sink.clone(), graph.original(&vertex.digest).clone());
         }
-        ids
+        // Also for vertices that came with another job's graph: what this job shares may have been made from them.
+        for held in self.solver.held_by(job).filter_map(|id| self.vertices.get(&id)) {
+            if !held.fan.has(job) {
+                held.fan.join(job, sink.clone(), held.vertex.digest.clone());
+            }
+            sessions.all().into_iter().for_each(|session| held.sessions.add(session));
+        }
+        self.jobs.insert(job, sessions);
+    }
+
+    fn want(&mut self, load: u64, request: RequestId, want: Want, reply: oneshot::Sender<Reply>) {
+        let Some((job, vertex, output)) = self.loads.get(&load).copied() else {
+            let fault = Fault::invalid("the graph's result is none of its vertices");
+            let _ = reply.send(Err(Failure { shown: fault.to_string(), fault }));
+            return;
+        };
+        self.replies.insert(request, reply);
+        self.apply(Event::Want { request, job, vertex, output, want });
     }
 
     fn leave(&mut self, job: JobId) {
-        let gone = self.jobs.remove(&job).unwrap_or_default();
-        let kept: Vec<&String> = self.jobs.values().flatten().collect();
-        let gone: Vec<&String> = gone.iter().filter(|id| !kept.contains(id)).collect();
+        let gone = self.jobs.remove(&job).unwrap_or_default().all();
         for id in self.solver.held_by(job) {
-            if let Some(held) = self.vertices.get(&id) {
-                held.fan.leave(job);
-                gone.iter().for_each(|session| held.sessions.remove(session));
-            }
+            let Some(held) = self.vertices.get(&id) else { continue };
+            held.fan.leave(job);
+            let others = self.solver.jobs_of(id).filter_map(|other| self.jobs.get(&other));
+            let kept: Vec<_> = others.flat_map(Group::all).collect();
+            let is_kept = |id: &str| kept.iter().any(|s| s.id() == id);
+            gone.iter().filter(|s| !is_kept(s.id())).for_each(|s| held.sessions.remove(s.id()));
         }
+        self.loads.retain(|_, (owner, ..)| *owner != job);
         self.apply(Event::Leave(job));
     }
 
-    /// Feeds the solver and runs what it says. Loads are done at once and fed back, so that a cached graph costs one round.
+    /// Feeds the solver and runs what it says. Local results are loaded at once and fed back, so that a cached graph costs one round.
     fn apply(&mut self, event: Event<Output, Failure>) {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             for command in self.solver.apply(event) {
-                if let Some(event) = self.obey(command) {
-                    events.push_back(event);
-                }
+                events.extend(self.obey(command));
             }
         }
     }
 
     fn obey(&mut self, command: Command<Output, Failure>) -> Option<Event<Output, Failure>> {
+        let execute = self.memory.execute.clone();
         match command {
             Command::Map { task, vertex, index } => {
-                let (execute, vertex, context) = self.begin(task, vertex);
-                self.spawn(task, context.cancel.clone(), &vertex.clone(), async move {
-                    let map = execute.cache_map(&vertex, index, &context).await?;
-                    let inputs = map.inputs.into_iter().map(|i| InputMap { selector: i.selector, content: i.content, prepare: false });
-                    Ok(Outcome::Mapped(solver::CacheMap { digest: map.digest, inputs: inputs.collect(), more: map.more }))
-                });
-                None
+                let (work, vertex, context) = self.begin(task, vertex, Stop::AtOnce, Some("failed to load cache key"));
+                self.start(work, async move { Ok(Outcome::Mapped(mapped(execute.cache_map(&vertex, index, &context).await?))) });
             }
             Command::Inspect { task, vertex, input, result, content } => {
-                let (execute, vertex, context) = self.begin(task, vertex);
-                self.spawn(task, context.cancel.clone(), &vertex.clone(), async move {
-                    if !content {
-                        return Ok(Outcome::Inspected(None));
-                    }
-                    Ok(Outcome::Inspected(Some(execute.content_digest(&vertex, input, result.as_ref(), &context).await?)))
+                let (work, vertex, context) = self.begin(task, vertex, Stop::AtOnce, Some("failed to compute cache key"));
+                self.start(work, async move {
+                    let digest = match content {
+                        true => Some(execute.content_digest(&vertex, input, result.as_ref(), &context).await?),
+                        false => None,
+                    };
+                    Ok(Outcome::Inspected(digest))
                 });
-                None
             }
             Command::Run { task, vertex, inputs } => {
-                let (execute, vertex, context) = self.begin(task, vertex);
-                self.spawn(task, context.cancel.clone(), &vertex.clone(), async move {
-                    Ok(Outcome::Ran(execute.run(&vertex, inputs, &context).await?))
-                });
-                None
+                let (work, vertex, context) = self.begin(task, vertex, Stop::Gracefully, None);
+                self.start(work, async move { Ok(Outcome::Ran(execute.run(&vertex, inputs, &context).await?)) });
             }
-            Command::Load { task, record, .. } => {
-                let found = match record.id.as_str() {
-                    "" => Some(None),
-                    id => id.parse().ok().and_then(|id| self.execute.load(&id)).map(Some),
-                };
-                Some(Event::Ended { task, outcome: Outcome::Loaded(found) })
-            }
+            Command::Load { task, vertex, record, .. } => return self.load_record(task, vertex, record),
             Command::Cancel(task) => {
-                if let Some(cancel) = self.running.get(&task) {
-                    cancel.cancel("context canceled");
+                if let Some(running) = self.running.get_mut(&task) {
+                    running.was_cancelled = true;
+                    running.cancel.cancel("context canceled");
                 }
-                None
             }
-            Command::Progress { vertex, progress } => {
-                self.report(vertex, progress);
-                None
-            }
+            Command::Progress { vertex, progress } => self.report(vertex, progress),
             Command::Answer { request, answer } => {
                 if let Some(reply) = self.replies.remove(&request) {
-                    let built = answer.map(|a| Built { layer: a.result.flatten(), keys: a.keys });
-                    let _ = reply.send(built);
+                    // Fails if nobody waits any more, which is as well.
+                    let _ = reply.send(answer);
                 }
-                None
             }
-            Command::Forget(vertex) => {
-                self.vertices.remove(&vertex);
-                None
-            }
+            Command::Forget(vertex) => _ = self.vertices.remove(&vertex),
         }
+        None
     }
 
-    fn begin(&mut self, task: TaskId, id: VertexId) -> (Arc<dyn Execute>, Arc<Vertex>, Context) {
+    fn load_record(&mut self, task: TaskId, vertex: VertexId, record: Record) -> Option<Event<Output, Failure>> {
+        if record.cache == CacheId::LOCAL {
+            return Some(Event::Ended { task, outcome: Outcome::Loaded(self.memory.local(&record.id)) });
+        }
+        let Some(import) = self.memory.caches.import(record.cache) else {
+            return Some(Event::Ended { task, outcome: Outcome::Loaded(None) });
+        };
+        let (work, _, context) = self.begin(task, vertex, Stop::AtOnce, Some("failed to load cache"));
+        self.start(work, async move { Ok(Outcome::Loaded(import.load(&record.id, &context.cancel).await?.map(Some))) });
+        None
+    }
+
+    fn begin(&mut self, task: TaskId, id: VertexId, stop: Stop, doing: Option<&'static str>) -> (Work, Arc<Vertex>, Context) {
         let held = self.vertices.get(&id).expect("the solver works on vertices that were loaded and not forgotten");
-        let cancel = Cancel::new();
-        self.running.insert(task, cancel.clone());
-        let reporter = Reporter::new(held.fan.clone(), held.vertex.digest.clone());
-        let context = Context { cancel, reporter, sessions: held.sessions.clone() };
-        (self.execute.clone(), held.vertex.clone(), context)
+        let cancel = self.root.child();
+        self.running.insert(task, Running { cancel: cancel.clone(), was_cancelled: false });
+        let digest = held.vertex.digest.clone();
+        let reporter = Reporter::new(held.fan.clone(), digest.clone());
+        let context = Context { cancel: cancel.clone(), reporter, sessions: held.sessions.clone() };
+        (Work { task, vertex: digest, cancel, stop, doing }, held.vertex.clone(), context)
     }
 
-    fn spawn(
-        &self,
-        task: TaskId,
-        cancel: Cancel,
-        vertex: &Vertex,
-        work: impl Future<Output = fault::Result<Outcome<Output, Failure>>> + Send + 'static,
-    ) {
-        let (messages, digest) = (self.messages.clone(), vertex.digest.to_string());
-        // A task of its own inside, so that a panic becomes a failure of the step and not a build that hangs.
-        let inner = task::spawn("step", work);
-        task::spawn("step end", async move {
-            let outcome = match inner.join().await.and_then(|outcome| outcome) {
-                Ok(outcome) => outcome,
-                Err(_) if cancel.is_cancelled() => Outcome::Canceled,
-                Err(fault) => Outcome::Failed(Failure(fault.with_detail(Detail::Vertex { digest }))),
-            };
-            if let Some(messages) = messages.upgrade() {
-                let _ = messages.send(Message::Ended { task, outcome });
-            }
-        });
+    fn start(&self, work: Work, future: impl Future<Output = fault::Result<Outcome<Output, Failure>>> + Send + 'static) {
+        work.start(&self.drain, self.messages.clone(), future);
     }
 
     fn report(&self, id: VertexId, progress: Progress<Failure>) {
@@ -261,11 +255,26 @@ impl Loop {
         let vertex = held.vertex.digest.clone();
         let completed = |cached, error| Update::Completed { vertex: vertex.clone(), cached, error };
         held.fan.emit(match progress {
-            Progress::Started => Update::Started { vertex: vertex.clone() },
+            Progress::Started => Update::Started { vertex },
             Progress::Completed => completed(false, None),
             Progress::Cached => completed(true, None),
-            Progress::Failed(Failure(fault)) => completed(false, Some(fault.to_string())),
+            Progress::Failed(failure) => completed(false, Some(failure.shown)),
             Progress::Canceled => completed(false, Some("context canceled".to_owned())),
         });
+    }
+}
+
+fn mapped(map: CacheMap) -> solver::CacheMap {
+    let input = |i: crate::InputMap| InputMap { selector: i.selector, content: i.content, prepare: false };
+    solver::CacheMap { digest: map.digest, inputs: map.inputs.into_iter().map(input).collect(), more: map.more }
+}
+
+/// A vertex that several builds share is throttled by none of them more than by the others.
+fn relax(held: &mut Arc<Vertex>, other: &Vertex) {
+    if let (Some(a), Some(b)) = (&held.metadata.linux_resources, &other.metadata.linux_resources)
+        && a != b
+    {
+        let relaxed = a.most_relaxed(b);
+        Arc::make_mut(held).metadata.linux_resources = Some(relaxed);
     }
 }
