@@ -137,10 +137,11 @@ impl Write for Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        if !self.finished && !self.resumable {
-            if let Err(error) = std::fs::remove_file(&self.path) {
-                tracing::warn!(%error, path = ?self.path, "could not remove a partial blob");
-            }
+        if !self.finished
+            && !self.resumable
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::warn!(%error, path = ?self.path, "could not remove a partial blob");
         }
         self.store.end_ingest(&self.key);
     }

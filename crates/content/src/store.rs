@@ -21,6 +21,9 @@ const BLOBS: Table<str, Json<Record>> = Table::new("content.blobs");
 /// `<digest>\0<label>` to its value.
 const LABELS: Table<str, String> = Table::new("content.labels");
 
+/// `<digest>/<owner>`: who needs a blob across restarts.
+const PINS: Table<str, ()> = Table::new("content.pins");
+
 /// A partial blob that nobody came back for is removed after this.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
@@ -219,9 +222,24 @@ impl Store {
         }
     }
 
-    /// Removes every blob that is not `wanted`, not held, and older than `grace`; and partial blobs that nobody came back for. Returns
-    /// the bytes freed. `wanted` is asked with holds frozen, so it must not call this store.
-    pub fn sweep(&self, grace: Duration, mut wanted: impl FnMut(&Digest) -> bool) -> Result<u64> {
+    /// Adds to `batch` that `owner` needs the blob, here or yet to come, until it is unpinned. Owners are names that their rooms choose,
+    /// as in `layer/<id>`.
+    pub fn pin(&self, batch: &mut Batch, digest: &Digest, owner: &str) {
+        batch.put(&PINS, format!("{digest}/{owner}").as_str(), &());
+    }
+
+    pub fn unpin(&self, batch: &mut Batch, digest: &Digest, owner: &str) {
+        batch.delete(&PINS, format!("{digest}/{owner}").as_str());
+    }
+
+    /// Whether anyone has the blob pinned.
+    pub fn is_pinned(&self, digest: &Digest) -> Result<bool> {
+        Ok(!self.0.db.read()?.prefix(&PINS, format!("{digest}/").as_bytes())?.is_empty())
+    }
+
+    /// Removes every blob that is not pinned, not held, and older than `grace`; and partial blobs that nobody came back for. Returns the
+    /// bytes freed.
+    pub fn sweep(&self, grace: Duration) -> Result<u64> {
         let mut freed = 0;
         let now = SystemTime::now();
         for blob in self.list()? {
@@ -229,7 +247,7 @@ impl Store {
                 continue;
             }
             let counts = self.0.held.lock();
-            if !counts.contains_key(&blob.digest) && !wanted(&blob.digest) {
+            if !counts.contains_key(&blob.digest) && !self.is_pinned(&blob.digest)? {
                 self.delete(&blob.digest)?;
                 freed += blob.size;
             }

@@ -7,11 +7,12 @@ use oci::Digest;
 
 struct Home {
     dir: tempfile::TempDir,
+    db: std::cell::RefCell<Option<Db>>,
 }
 
 impl Home {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self { dir: tempfile::tempdir().unwrap(), db: None.into() }
     }
 
     fn path(&self) -> &Path {
@@ -23,8 +24,15 @@ impl Home {
     }
 
     fn open_in_boot(&self, boot: &str) -> Store {
+        // The one before goes first: a database has one opener.
+        self.db.take();
         let db = Db::open(&self.path().join("db"), kv::Options::default()).unwrap();
+        self.db.replace(Some(db.clone()));
         Store::open_as_of_boot(self.path(), db, boot).unwrap()
+    }
+
+    fn submit(&self, batch: &kv::Batch) {
+        self.db.borrow().as_ref().unwrap().submit(batch.clone());
     }
 
     fn files(&self, dir: &str) -> usize {
@@ -146,15 +154,23 @@ fn holds_protect_from_sweeps() {
     let loose = store.put(b"loose").unwrap().digest().clone();
     store.set_label(&loose, "k", "v");
     assert!(matches!(store.remove(held.digest()), Err(Error::InUse { .. })));
-    assert_eq!(store.sweep(Duration::from_secs(60), |_| false).unwrap(), 0, "too young");
-    assert_eq!(store.sweep(Duration::ZERO, |d| *d == wanted).unwrap(), 5);
+    assert_eq!(store.sweep(Duration::from_secs(60)).unwrap(), 0, "too young");
+    let mut batch = kv::Batch::new();
+    store.pin(&mut batch, &wanted, "one");
+    store.pin(&mut batch, &wanted, "two");
+    home.submit(&batch);
+    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 5);
     let left: Vec<_> = store.list().unwrap().into_iter().map(|b| b.digest).collect();
     assert_eq!(left.len(), 2);
     assert!(left.contains(&wanted) && left.contains(held.digest()));
     assert!(store.labels(&loose).unwrap().is_empty(), "labels go with the blob");
     let again = held.clone();
     drop(held);
-    assert_eq!(store.sweep(Duration::ZERO, |_| true).unwrap(), 0);
+    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0);
+    let mut batch = kv::Batch::new();
+    store.unpin(&mut batch, &wanted, "one");
+    home.submit(&batch);
+    assert_eq!(store.sweep(Duration::ZERO).unwrap(), 0, "still pinned once");
     assert!(matches!(store.remove(again.digest()), Err(Error::InUse { .. })), "a clone holds too");
     let digest = again.digest().clone();
     drop(again);

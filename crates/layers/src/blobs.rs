@@ -13,7 +13,6 @@ use crate::compress::{Compression, CompressionKind, Compressor};
 use crate::error::{Error, Result};
 use crate::image::chained;
 use crate::node::{Kind, Layer, Node};
-use crate::store::Layers;
 
 /// The label that names a blob's uncompressed digest, as containerd calls it.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -93,7 +92,7 @@ async fn create(layer: &Layer, compression: Compression, cancel: &Cancel, report
         Kind::Diff { lower, .. } => lower.clone(),
         Kind::Merge { .. } | Kind::Cell { .. } => return Err(Error::Lost { id: node.id }.into()),
     };
-    let below = below.map(Layer::over);
+    let below = below.map(Layer::glance);
     for needed in below.iter().chain([layer]) {
         crate::realize::below(needed, cancel, reporter).await?;
     }
@@ -203,12 +202,5 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.out.flush()
-    }
-}
-
-impl Layers {
-    /// Which blobs layers still need; for [`content::Store::sweep`].
-    pub fn needs_blob(&self, digest: &Digest) -> Result<bool> {
-        Ok(!self.0.db.read()?.prefix(&crate::record::BLOBS, format!("{digest}/").as_bytes())?.is_empty())
     }
 }

@@ -39,7 +39,7 @@ pub struct Draft {
 impl Layers {
     /// A new layer on top of `parent`, which must be realized.
     pub fn draft(&self, parent: Option<&Layer>, properties: Properties) -> Result<Draft> {
-        let stack = parent.map_or(Ok(Vec::new()), Layer::stack)?;
+        let stack = parent.map_or(Ok(Vec::new()), |parent| crate::flatten::shallow(&parent.0))?;
         let tree = self.0.trees.create()?;
         Ok(Draft { home: self.clone(), parent: parent.cloned(), tree, stack, properties, mounted: AtomicBool::new(false) })
     }

@@ -98,7 +98,7 @@ pub(crate) async fn ensure(node: &Arc<Node>, cancel: &Cancel, reporter: &Reporte
         return Ok(());
     }
     let below = match &node.kind {
-        Kind::Layer { parent: Some(parent) } => Some(Layer::over(parent.clone())),
+        Kind::Layer { parent: Some(parent) } => Some(Layer::glance(parent.clone())),
         _ => None,
     };
     if let Some(below) = &below {

@@ -54,7 +54,6 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         }
     }
 
-
     fn enter<W, F>(&self, key: &str, reporter: &Reporter, work: &mut Option<W>) -> Entry<T>
     where
         W: FnOnce(Cancel, Reporter) -> F,

@@ -4,7 +4,7 @@ use snapshot::{MountSpec, Top, TreeId};
 
 use crate::LayerId;
 use crate::error::Result;
-use crate::node::{Kind, Layer};
+use crate::node::Layer;
 use crate::record::META;
 use crate::store::meta_key;
 
@@ -15,7 +15,7 @@ impl Layer {
 
     /// The layers this one is made on or of.
     pub fn parents(&self) -> Vec<Layer> {
-        self.0.parents().into_iter().map(|node| Layer::over(node.clone())).collect()
+        self.0.parents().into_iter().map(|node| Layer::glance(node.clone())).collect()
     }
 
     pub fn description(&self) -> String {
@@ -33,7 +33,7 @@ impl Layer {
 
     /// The members of the image that this layer is: each layer with a diff of its own, lowest first.
     pub fn chain(&self) -> Vec<Layer> {
-        self.0.chain().into_iter().map(|element| Layer::over(element.node)).collect()
+        self.0.chain().into_iter().map(|element| Layer::glance(element.node)).collect()
     }
 
     /// The digest of the layer's own uncompressed tar, if it was ever computed or came with an image.
@@ -72,7 +72,7 @@ impl Layer {
 
     /// How to mount this layer read-only. Fails if it is not realized.
     pub fn mount_spec(&self) -> Result<MountSpec> {
-        Ok(self.0.home.trees().mount_spec(&self.0.stack()?, Top::ReadOnly)?)
+        Ok(self.0.home.trees().mount_spec(&crate::flatten::shallow(&self.0)?, Top::ReadOnly)?)
     }
 
     /// A small record attached to this layer, removed with it.
@@ -88,9 +88,5 @@ impl Layer {
 
     pub fn set_description(&self, description: &str) {
         self.0.home.change(&self.0, |state| state.description = description.to_owned());
-    }
-
-    pub(crate) fn is_cell(&self) -> bool {
-        matches!(self.0.kind, Kind::Cell { .. })
     }
 }

@@ -18,8 +18,10 @@ pub(crate) struct Node {
     pub created: Timestamp,
     pub record_type: String,
     state: Mutex<State>,
-    /// Handles outside of this room. Zero does not mean unused: a child in use uses its parents.
+    /// Handles. Zero does not mean unused: a child in use uses its parents.
     users: AtomicUsize,
+    /// Those of them whose end is a use that counts.
+    takers: AtomicUsize,
 }
 
 pub(crate) enum Kind {
@@ -36,6 +38,7 @@ pub(crate) struct State {
     pub tree: Option<TreeId>,
     pub opaque: bool,
     pub explicit: Option<TreeId>,
+    pub flat: Option<TreeId>,
     pub blobs: Vec<Descriptor>,
     pub diff_id: Option<Digest>,
     pub chain_id: Option<Digest>,
@@ -45,10 +48,25 @@ pub(crate) struct State {
     pub source: Option<Arc<dyn BlobSource>>,
 }
 
+impl State {
+    pub fn trees(&self) -> impl Iterator<Item = TreeId> + use<> {
+        [self.tree, self.explicit, self.flat].into_iter().flatten()
+    }
+}
+
 impl Node {
     pub fn new(id: LayerId, home: Layers, kind: Kind, properties: Properties, created: Timestamp, state: State) -> Self {
         let state = State { description: properties.description, ..state };
-        Self { id, home, kind, created, record_type: properties.record_type, state: Mutex::new(state), users: AtomicUsize::new(0) }
+        Self {
+            id,
+            home,
+            kind,
+            created,
+            record_type: properties.record_type,
+            state: Mutex::new(state),
+            users: AtomicUsize::new(0),
+            takers: AtomicUsize::new(0),
+        }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -85,6 +103,7 @@ impl Node {
             tree: state.tree,
             opaque: state.opaque,
             explicit: state.explicit,
+            flat: state.flat,
             blobs: state.blobs,
             diff_id: state.diff_id,
             chain_id: state.chain_id,
@@ -127,7 +146,25 @@ impl Node {
 
     /// The trees to stack, lowest first.
     pub fn stack(self: &Arc<Self>) -> Result<Vec<TreeId>> {
-        self.chain().iter().map(Element::tree).collect()
+        let mut top = Vec::new();
+        let mut node = self;
+        let mut stack = loop {
+            if let Some(flat) = node.state().flat {
+                break vec![flat];
+            }
+            match &node.kind {
+                Kind::Layer { parent } => {
+                    top.push(node.state().tree.ok_or(Error::Lazy { id: node.id })?);
+                    match parent {
+                        Some(parent) => node = parent,
+                        None => break Vec::new(),
+                    }
+                }
+                _ => break node.chain().iter().map(Element::tree).collect::<Result<_>>()?,
+            }
+        };
+        stack.extend(top.into_iter().rev());
+        Ok(stack)
     }
 }
 
@@ -159,26 +196,46 @@ impl Drop for Node {
 }
 
 /// A handle on a layer; cheap to clone. While one lives, neither the layer nor anything below it is pruned.
-pub struct Layer(pub(crate) Arc<Node>);
+pub struct Layer(pub(crate) Arc<Node>, Purpose);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Use,
+    /// Seen through another layer.
+    Look,
+}
 
 impl Layer {
     pub(crate) fn over(node: Arc<Node>) -> Self {
+        Self::with(node, Purpose::Use)
+    }
+
+    /// A handle that does not count as a use.
+    pub(crate) fn glance(node: Arc<Node>) -> Self {
+        Self::with(node, Purpose::Look)
+    }
+
+    fn with(node: Arc<Node>, purpose: Purpose) -> Self {
         node.users.fetch_add(1, Ordering::AcqRel);
-        Self(node)
+        if purpose == Purpose::Use {
+            node.takers.fetch_add(1, Ordering::AcqRel);
+        }
+        Self(node, purpose)
     }
 }
 
 impl Clone for Layer {
     fn clone(&self) -> Self {
-        Self::over(self.0.clone())
+        Self::with(self.0.clone(), self.1)
     }
 }
 
 impl Drop for Layer {
     fn drop(&mut self) {
-        if self.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.1 == Purpose::Use && self.0.takers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.home.used(&self.0.id);
         }
+        self.0.users.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

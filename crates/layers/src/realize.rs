@@ -83,7 +83,7 @@ async fn make_tree(node: Arc<Node>, cancel: Cancel, reporter: Reporter) -> Resul
     match &node.kind {
         Kind::Layer { .. } => from_blob(&node, &cancel, &reporter).await,
         Kind::Diff { lower, upper, .. } => {
-            let (lower, upper) = (lower.clone().map(Layer::over), upper.clone().map(Layer::over));
+            let (lower, upper) = (lower.clone().map(Layer::glance), upper.clone().map(Layer::glance));
             for side in lower.iter().chain(&upper) {
                 below(side, &cancel, &reporter).await?;
             }
@@ -111,7 +111,7 @@ async fn from_blob(node: &Arc<Node>, cancel: &Cancel, reporter: &Reporter) -> Re
     let (draft, found) = outcome?;
     let stack = match &node.kind {
         Kind::Layer { parent: Some(parent) } if found.needs_below() => {
-            let parent = Layer::over(parent.clone());
+            let parent = Layer::glance(parent.clone());
             // Not shown: whoever wants this layer shows the ones below it, too.
             below(&parent, cancel, &Reporter::silent()).await?;
             parent.stack()?

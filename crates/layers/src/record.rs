@@ -21,9 +21,6 @@ pub(crate) const CHAINS: Table<str, ()> = Table::new("layers.chains");
 pub(crate) const TREES: Table<str, ()> = Table::new("layers.trees");
 /// `<key>\0<layer>`: mutable trees by key.
 pub(crate) const CELLS: Table<str, ()> = Table::new("layers.cells");
-/// `<digest>/<layer>`: which layers a blob belongs to.
-pub(crate) const BLOBS: Table<str, ()> = Table::new("layers.blobs");
-
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub kind: KindRecord,
@@ -41,6 +38,9 @@ pub(crate) struct Record {
     /// The same tree with those directories spelled out, for merges.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explicit: Option<TreeId>,
+    /// This layer with all below it as one tree, for stacks that would get too deep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flat: Option<TreeId>,
     /// The first is the one to export unless another compression is forced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blobs: Vec<Descriptor>,
@@ -50,7 +50,7 @@ pub(crate) struct Record {
     pub chain_id: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob_chain_id: Option<Digest>,
-    /// Own disk use in bytes, once measured.
+    /// Disk use of the tree in bytes, once measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
 }
@@ -74,6 +74,12 @@ pub(crate) enum KindRecord {
         key: String,
         base: Option<LayerId>,
     },
+}
+
+impl Record {
+    pub fn trees(&self) -> impl Iterator<Item = &TreeId> {
+        self.tree.iter().chain(&self.explicit).chain(&self.flat)
+    }
 }
 
 impl KindRecord {

@@ -13,7 +13,7 @@ use crate::budget::Budget;
 use crate::error::{Error, Result};
 use crate::flight::Flights;
 use crate::node::{Kind, Layer, Node, State};
-use crate::record::{BLOB_CHAINS, BLOBS, CELLS, CHAINS, CHILDREN, KindRecord, META, RECORDS, Record, TREES, USES, Uses};
+use crate::record::{BLOB_CHAINS, CELLS, CHAINS, CHILDREN, KindRecord, META, RECORDS, Record, TREES, USES, Uses};
 use crate::{LayerId, Properties};
 
 /// All layers. Clones are the same.
@@ -37,7 +37,9 @@ pub(crate) struct Shared {
     pub intervals: Mutex<HashMap<Digest, usize>>,
     pub budget: Budget,
     pub cells: crate::cell::Guards,
-    pub(crate) pruning: Mutex<()>,
+    pub pruning: Mutex<()>,
+    /// Trees with lower ids were there before this process.
+    pub opened: TreeId,
 }
 
 impl Layers {
@@ -50,7 +52,9 @@ impl Layers {
     /// [`Layers::open`] for tests of what happens when the machine was restarted.
     pub fn open_as_of_boot(db: Db, content: content::Store, trees: snapshot::Store, boot_id: &str) -> Result<Self> {
         let (watermark, doubtful) = Watermark::open(&db, "layers", boot_id)?;
+        let opened = trees.create()?.id();
         let layers = Self(Arc::new(Shared {
+            opened,
             db,
             content,
             trees,
@@ -145,11 +149,13 @@ impl Layers {
             self.0.db.submit(batch);
             return Ok(None);
         };
+        let here = |tree: &TreeId| self.0.trees.contains(tree);
         let state = State {
             description: String::new(),
             tree: record.tree,
             opaque: record.opaque,
-            explicit: record.explicit,
+            explicit: record.explicit.filter(here),
+            flat: record.flat.filter(here),
             blobs: record.blobs,
             diff_id: record.diff_id,
             chain_id: record.chain_id,
@@ -203,11 +209,11 @@ impl Layers {
     pub(crate) fn write(&self, batch: &mut Batch, node: &Node, state: &State) {
         let id = &node.id;
         batch.put(&RECORDS, id.as_str(), &Json(node.record(state)));
-        for tree in state.tree.iter().chain(&state.explicit) {
-            batch.put(&TREES, pair(tree, id).as_str(), &());
+        for tree in state.trees() {
+            batch.put(&TREES, pair(&tree, id).as_str(), &());
         }
         for blob in &state.blobs {
-            batch.put(&BLOBS, pair(&blob.digest, id).as_str(), &());
+            self.0.content.pin(batch, &blob.digest, &owner(id));
         }
         if let Some(chain) = &state.chain_id {
             batch.put(&CHAINS, pair(chain, id).as_str(), &());
@@ -220,11 +226,11 @@ impl Layers {
     /// Changes a node's state and its record.
     pub(crate) fn change<T>(&self, node: &Node, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = node.state();
-        let before = (state.tree, state.explicit);
+        let before: Vec<TreeId> = state.trees().collect();
         let outcome = change(&mut state);
         let mut batch = Batch::new();
         self.write(&mut batch, node, &state);
-        if before != (state.tree, state.explicit) {
+        if before.into_iter().ne(state.trees()) {
             self.0.watermark.note(&mut batch, node.id.as_str().as_bytes());
         }
         // Submitted under the lock of the state, so that records follow each other in the order of the changes.
@@ -250,7 +256,7 @@ impl Layers {
             batch.delete(&META, key.as_slice());
         }
         for blob in &record.blobs {
-            batch.delete(&BLOBS, pair(&blob.digest, id).as_str());
+            self.0.content.unpin(batch, &blob.digest, &owner(id));
         }
         if let Some(chain) = &record.chain_id {
             batch.delete(&CHAINS, pair(chain, id).as_str());
@@ -264,7 +270,7 @@ impl Layers {
             batch.delete(&CELLS, format!("{key}\0{id}").as_str());
         }
         let mut freed = Vec::new();
-        for tree in record.tree.iter().chain(&record.explicit) {
+        for tree in record.trees() {
             batch.delete(&TREES, pair(tree, id).as_str());
             let owners = read.prefix(&TREES, format!("{tree}/").as_bytes())?;
             if owners.iter().all(|(key, ())| *key == pair(tree, id)) {
@@ -304,22 +310,7 @@ impl Layers {
 
     /// Writes the uses that are only in memory to the database.
     pub(crate) fn write_uses(&self) -> Result<()> {
-        let new = std::mem::take(&mut *self.0.uses.lock().expect("no holder of the lock panics"));
-        if new.is_empty() {
-            return Ok(());
-        }
-        self.0.db.update(|tx| {
-            for (id, uses) in new {
-                // A record that was erased meanwhile must not get its uses back.
-                if tx.get(&RECORDS, id.as_str())?.is_none() {
-                    continue;
-                }
-                let before = tx.get(&USES, id.as_str())?.map_or(Uses::default(), |Json(uses)| uses);
-                let sum = Uses { count: before.count + uses.count, last: uses.last.max(before.last) };
-                tx.put(&USES, id.as_str(), &Json(sum));
-            }
-            Ok(())
-        })
+        self.0.write_uses()
     }
 
     pub fn content(&self) -> &content::Store {
@@ -347,11 +338,45 @@ impl Layers {
     }
 }
 
+impl Shared {
+    fn write_uses(&self) -> Result<()> {
+        let new = std::mem::take(&mut *self.uses.lock().expect("no holder of the lock panics"));
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.db.update(|tx| {
+            for (id, uses) in new {
+                // A record that was erased meanwhile must not get its uses back.
+                if tx.get(&RECORDS, id.as_str())?.is_none() {
+                    continue;
+                }
+                let before = tx.get(&USES, id.as_str())?.map_or(Uses::default(), |Json(uses)| uses);
+                let sum = Uses { count: before.count + uses.count, last: uses.last.max(before.last) };
+                tx.put(&USES, id.as_str(), &Json(sum));
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Err(error) = self.write_uses() {
+            tracing::warn!(%error, "the last uses of layers are not recorded");
+        }
+    }
+}
+
 pub(crate) type Live<'a> = MutexGuard<'a, HashMap<LayerId, Weak<Node>>>;
 
 /// Nodes found during a load. Must outlive the lock of the live ones.
 #[derive(Default)]
 pub(crate) struct Loaded(HashMap<LayerId, Option<Arc<Node>>>);
+
+/// As whom a layer pins its blobs.
+fn owner(id: &LayerId) -> String {
+    format!("layer/{id}")
+}
 
 /// A key of two ids.
 pub(crate) fn pair(first: &impl std::fmt::Display, second: &impl std::fmt::Display) -> String {

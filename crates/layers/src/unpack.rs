@@ -28,6 +28,8 @@ pub enum UnpackError {
     Whiteout { name: PathBuf },
     #[error("too many links in the way to {path:?}")]
     Links { path: PathBuf },
+    #[error("a name of {length} bytes is too long")]
+    Length { length: usize },
 }
 
 impl UnpackError {

@@ -1,8 +1,11 @@
 //! Extended headers.
 use super::TarError;
 
+/// Key and value.
+pub(crate) type Record = (Vec<u8>, Vec<u8>);
+
 /// Records of one extended header, in order; keys may repeat.
-pub(crate) fn parse(mut data: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarError> {
+pub(crate) fn parse(mut data: &[u8]) -> Result<Vec<Record>, TarError> {
     let bad = || TarError::Header("extended record");
     let mut records = Vec::new();
     while !data.is_empty() {

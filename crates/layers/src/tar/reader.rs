@@ -42,7 +42,7 @@ pub(crate) struct Entry {
     pub mtime: (i64, u32),
     pub atime: Option<(i64, u32)>,
     pub device: (u32, u32),
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<pax::Record>,
     /// Where the data lies in a file with holes; nothing else of it is stored.
     pub segments: Option<Vec<Segment>>,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Reader<R> {
 
 #[derive(Default)]
 struct Extensions {
-    pax: Vec<(Vec<u8>, Vec<u8>)>,
+    pax: Vec<pax::Record>,
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
 }
@@ -211,7 +211,7 @@ impl<R: Read> Reader<R> {
         &mut self,
         entry: &mut Entry,
         header: &Block,
-        pax: &[(Vec<u8>, Vec<u8>)],
+        pax: &[pax::Record],
         real_size: Option<u64>,
         version: (Option<i64>, Option<i64>),
     ) -> Result<(), TarError> {

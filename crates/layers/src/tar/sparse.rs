@@ -36,7 +36,7 @@ fn entries(fields: &[u8], map: &mut Vec<Segment>) -> Result<(), TarError> {
 }
 
 /// The map of version 0.0 (an offset and a length record for each segment) or 0.1 (one record).
-pub(crate) fn pax_0(records: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<Segment>, TarError> {
+pub(crate) fn pax_0(records: &[pax::Record]) -> Result<Vec<Segment>, TarError> {
     let mut numbers = Vec::new();
     for (key, value) in records {
         match key.as_slice() {
@@ -79,7 +79,7 @@ pub(crate) fn pax_1(input: &mut impl Read) -> Result<(Vec<Segment>, u64), TarErr
 }
 
 fn pairs(numbers: &[u64]) -> Result<Vec<Segment>, TarError> {
-    if numbers.len() % 2 != 0 {
+    if !numbers.len().is_multiple_of(2) {
         return Err(TarError::Header("sparse map"));
     }
     let map = numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect::<Vec<_>>();

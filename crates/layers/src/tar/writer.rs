@@ -6,6 +6,9 @@ use std::io::{self, Write};
 use super::EntryKind;
 use super::block::{BLOCK, Block, field};
 
+/// Extended records, or attributes, by name.
+pub(crate) type Records = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// One member to write. Owner names and access times are never written.
 #[derive(Debug, Clone)]
 pub(crate) struct Header {
@@ -21,7 +24,7 @@ pub(crate) struct Header {
     /// Seconds since 1970.
     pub mtime: i64,
     pub device: (u32, u32),
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub xattrs: Records,
 }
 
 pub(crate) struct Writer<W> {
@@ -74,7 +77,7 @@ impl<W: Write> Writer<W> {
         self.out.write_all(&[0; BLOCK][..padding])
     }
 
-    fn extended(&mut self, name: &[u8], records: &BTreeMap<Vec<u8>, Vec<u8>>) -> io::Result<()> {
+    fn extended(&mut self, name: &[u8], records: &Records) -> io::Result<()> {
         let mut data = Vec::new();
         for (key, value) in records {
             record(&mut data, key, value);
@@ -109,7 +112,7 @@ impl<W: Write> Writer<W> {
 }
 
 /// Whether USTAR can hold the header, and the records that PAX needs besides.
-fn needs(header: &Header) -> io::Result<(bool, BTreeMap<Vec<u8>, Vec<u8>>)> {
+fn needs(header: &Header) -> io::Result<(bool, Records)> {
     let mut records = BTreeMap::new();
     let mut ustar = header.xattrs.is_empty();
     let fits = |text: &[u8], width: usize| text.len() <= width && is_ascii(text);

@@ -13,6 +13,8 @@ use super::UnpackError;
 /// Open directories that are kept; then all are closed.
 const KEPT: usize = 128;
 const MOST_LINKS: usize = 255;
+/// As the kernel has it for whole paths.
+const LONGEST: usize = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Existing {
@@ -47,7 +49,10 @@ impl Places {
             }
         }
         let Some((last, parents)) = components.split_last() else { return Ok(None) };
+        let fits = |length: usize| if length < LONGEST { Ok(()) } else { Err(UnpackError::Length { length }) };
+        fits(name.len())?;
         let parent = self.follow(parents, name)?;
+        fits(parent.len() + last.len())?;
         Ok(Some((parent, last.to_vec())))
     }
 

@@ -25,6 +25,12 @@ impl Home {
         self.open_in_boot("this boot")
     }
 
+    /// A database has one opener at a time.
+    pub fn open_again(&self, before: Layers) -> Layers {
+        drop(before);
+        self.open()
+    }
+
     pub fn open_in_boot(&self, boot: &str) -> Layers {
         let root = self.dir.path();
         let db = kv::Db::open(&root.join("db"), kv::Options::default()).unwrap();
