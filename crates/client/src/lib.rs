@@ -9,6 +9,7 @@ mod calls;
 mod endpoint;
 pub mod files;
 mod id;
+pub mod layout;
 pub mod session;
 
 pub use calls::Client;

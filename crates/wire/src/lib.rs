@@ -17,6 +17,7 @@ pub use details::decode as decode_detail;
 pub use header::{escape, is_escaped_key, unescape};
 pub use packet::{from_packet, from_stat, into_packet, into_stat};
 pub use pipe::Pipe;
+pub use protojson::op_json;
 pub use serve::{serve, serve_until};
 
 /// Bytes that a peer may send on one stream before it must wait for us.

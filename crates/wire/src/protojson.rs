@@ -16,6 +16,11 @@ pub fn of_pb(message: &str, bytes: &[u8]) -> Result<Value, DecodeError> {
     schema.message(message, bytes, 0)
 }
 
+/// A marshalled op in canonical JSON, for people to read.
+pub fn op_json(bytes: &[u8]) -> Result<Value, DecodeError> {
+    of_pb("Op", bytes)
+}
+
 #[derive(Default)]
 struct Schema {
     messages: BTreeMap<String, BTreeMap<u32, Field>>,

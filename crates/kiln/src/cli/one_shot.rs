@@ -1,0 +1,94 @@
+//! A daemon of our own for who does not run one: started by the first build, used by those that follow, gone when it was idle for a while.
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use client::{Client, Endpoint};
+use fault::{Context as _, Fault, Kind, Result};
+
+use super::Call;
+
+/// Seconds without a client after which such a daemon ends.
+const IDLE: u64 = 300;
+/// How long it may take to answer for the first time.
+const START: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Connects to it; the builds' cache stays in its root between runs.
+pub async fn connect(call: &Call) -> Result<Client> {
+    let (root, socket) = places(call)?;
+    let endpoint = Endpoint::Unix(socket.clone());
+    if let Ok(client) = Client::connect(&endpoint, START).await {
+        return Ok(client);
+    }
+    let log = root.join("daemon.log");
+    let mut daemon = start(&root, &socket, &log)?;
+    let begun = Instant::now();
+    loop {
+        match Client::connect(&endpoint, START).await {
+            Ok(client) => return Ok(client),
+            Err(error) if begun.elapsed() > START => return Err(Fault::from(error).context("the daemon that was started does not answer")),
+            Err(_) => {}
+        }
+        if let Some(status) = daemon.try_wait()? {
+            // Another one may have been faster, and is about to listen.
+            if !text(&log).contains("another instance running") {
+                let said = text(&log);
+                return Err(Fault::new(Kind::Unknown, format!("the daemon could not be started ({status}): {}", last_line(&said))));
+            }
+            if begun.elapsed() > START {
+                return Err(Fault::new(Kind::Unavailable, format!("another daemon holds {} but does not answer", root.display())));
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn places(call: &Call) -> Result<(PathBuf, PathBuf)> {
+    let is_root = rustix::process::geteuid().is_root();
+    let root = match call.args.get("root").or_else(|| call.environment.filled("KILN_ROOT")) {
+        Some(root) => std::path::absolute(root).context("cannot tell where the root is")?,
+        None if is_root => "/var/lib/kiln".into(),
+        None => call
+            .environment
+            .data_home()
+            .ok_or_else(|| Fault::invalid("no daemon is named and there is no home directory: use --addr or --root"))?
+            .join("kiln"),
+    };
+    // Beside the store, unless that path is too long for a socket.
+    let socket = root.join("kiln.sock");
+    if socket.as_os_str().len() < 100 {
+        return Ok((root, socket));
+    }
+    let runtime = call.environment.runtime_dir().unwrap_or_else(|| "/run".into());
+    let name = oci::Digest::of(root.as_os_str().as_encoded_bytes());
+    Ok((root, runtime.join(format!("kiln-{}.sock", &name.hex()[..16]))))
+}
+
+/// In a session of its own, so that a signal to us does not end other builds' daemon.
+fn start(root: &Path, socket: &Path, log: &Path) -> Result<Child> {
+    std::fs::create_dir_all(root).with_context(|| format!("failed to create {}", root.display()))?;
+    let output = std::fs::File::create(log).with_context(|| format!("failed to create {}", log.display()))?;
+    let program = std::env::current_exe().context("cannot tell where our own program is")?;
+    let mut command = Command::new(program);
+    command
+        .args(["daemon", "--root"])
+        .arg(root)
+        .arg(format!("--addr=unix://{}", socket.display()))
+        .arg(format!("--idle-exit={IDLE}"))
+        .args(["--allow-insecure-entitlement=network.host", "--allow-insecure-entitlement=security.insecure"])
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .process_group(0);
+    command.spawn().context("failed to start the daemon")
+}
+
+fn text(log: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing")
+}
