@@ -7,6 +7,7 @@ use fault::{Fault, Result};
 use frontend::bridge::{Build as Facts, WorkerPlatforms};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
 use llb::Graph;
+use oci::Reference;
 use progress::{Sink as _, Update, Warning};
 
 use crate::build::{Build, unsupported};
@@ -49,7 +50,7 @@ impl BuildBridge {
         let nested: Arc<dyn Bridge> =
             Arc::new(Self::new(self.build.clone(), request.frontend_opts.clone(), request.frontend_inputs.clone()));
         match name {
-            "dockerfile.v0" if self.build.settings.dockerfile_enabled => dockerfile(nested).await,
+            "dockerfile.v0" if self.build.settings.dockerfile_enabled => Box::pin(frontend::dockerfile::build(&*nested)).await,
             "gateway.v0" if self.build.settings.gateway_enabled => {
                 let source = request.frontend_opts.get("source").map_or("", String::as_str);
                 Err(unsupported(&format!("a frontend in a container (gateway.v0 with source {source:?})")))
@@ -112,10 +113,26 @@ impl Bridge for BuildBridge {
     }
 }
 
-async fn dockerfile(_: Arc<dyn Bridge>) -> Result<Outcome> {
-    Err(unsupported("the Dockerfile frontend"))
+/// Whether an image is one that the built-in Dockerfile frontend stands in for: Docker's own, of a version that it implements.
+fn covers(source: &str) -> bool {
+    let Ok(reference) = source.parse::<Reference>() else { return false };
+    let known = ["docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"].contains(&reference.name().as_str());
+    let tag = reference.tag().unwrap_or("latest");
+    let version = tag.split('-').next().unwrap_or_default();
+    known && (version == "latest" || version == "master" || version == "labs" || version == "1" || version.starts_with("1."))
 }
 
-fn covers(_: &str) -> bool {
-    false
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_frontend_stands_in_for_dockers_own_only() {
+        for source in ["docker/dockerfile:1", "docker/dockerfile:1.7-labs", "docker.io/docker/dockerfile", "docker/dockerfile-upstream:master"] {
+            assert!(covers(source), "{source}");
+        }
+        for source in ["", "docker/dockerfile:2", "example.com/docker/dockerfile:1", "docker/other:1"] {
+            assert!(!covers(source), "{source}");
+        }
+    }
 }

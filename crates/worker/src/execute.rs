@@ -4,11 +4,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use engine::{CacheMap, Context, Execute, InputMap};
 use fault::{Context as _, Fault, Kind, Result};
-use layers::{Layer, LayerId, Layers, Properties};
+use layers::{Draft, Layer, LayerId, Layers, Properties};
 use llb::{Op, Vertex, cache_key};
 use oci::{Digest, Platform};
 use ops::exec::{Exec, Request};
-use ops::checksum;
+use ops::{checksum, file};
+use snapshot::{Editor, View};
 use sources::Sources;
 
 use crate::platforms;
@@ -60,7 +61,10 @@ impl Execute for Steps {
             }
             Op::Passthrough { outputs, .. } => Ok(outputs.iter().map(|&i| inputs.get(i as usize).cloned().flatten()).collect()),
             Op::Build(_) => Err(Fault::new(Kind::Unimplemented, "build ops (nested builds) are not supported by this version of kiln")),
-            Op::File(_) => Err(Fault::new(Kind::Unimplemented, "file ops are not part of this build yet")),
+            Op::File(op) => {
+                realize(&inputs, context).await?;
+                self.run_file(vertex, op, inputs, context).await
+            }
             Op::Exec(op) => {
                 realize(&inputs, context).await?;
                 self.check_platform(vertex)?;
@@ -100,6 +104,43 @@ impl Steps {
                 known.join(", ")
             ),
         ))
+    }
+
+    async fn run_file(&self, vertex: &Arc<Vertex>, op: &llb::FileOp, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {
+        let workspace = LayerWorkspace { layers: self.layers.clone(), description: vertex.name.clone() };
+        let (op, cancel) = (op.clone(), context.cancel.clone());
+        task::blocking(move || {
+            let outputs = file::apply(&op, &inputs, &workspace, &cancel)?;
+            Ok(outputs.into_iter().map(Some).collect())
+        })
+        .await
+    }
+}
+
+/// File ops work on drafts of layers.
+struct LayerWorkspace {
+    layers: Layers,
+    description: String,
+}
+
+impl file::Workspace for LayerWorkspace {
+    type Stack = Layer;
+    type Draft = Draft;
+
+    fn view(&self, stack: &Layer) -> Result<View> {
+        Ok(stack.view()?)
+    }
+
+    fn draft(&self, base: Option<&Layer>) -> Result<Draft> {
+        Ok(self.layers.draft(base, Properties::new(&self.description))?)
+    }
+
+    fn edit<'d>(&self, draft: &'d mut Draft) -> Result<Editor<'d>> {
+        Ok(draft.editor()?)
+    }
+
+    fn commit(&self, draft: Draft) -> Result<Layer> {
+        Ok(draft.commit()?)
     }
 }
 
