@@ -69,20 +69,46 @@ pub trait Classified: Error + Send + Sync + 'static {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Detail {
     /// The vertex that failed, by the digest that the client knows.
-    Vertex { digest: String },
+    Vertex {
+        digest: String,
+    },
     /// Where in the user's source the failure is rooted. Lines and characters as in LLB: lines from 1.
-    Source { filename: String, language: String, data: Vec<u8>, ranges: Vec<Range> },
-    Frontend { name: String, source: String },
+    Source {
+        filename: String,
+        language: String,
+        data: Vec<u8>,
+        ranges: Vec<Range>,
+    },
+    Frontend {
+        name: String,
+        source: String,
+    },
     /// A frontend capability that is not supported.
-    FrontendCap { name: String },
+    FrontendCap {
+        name: String,
+    },
     /// A subrequest that is not supported.
-    Subrequest { name: String },
+    Subrequest {
+        name: String,
+    },
     /// The state of a failed op, so that a client can open a debug container on it. `op` is a marshalled `pb.Op`.
-    Solve { input_ids: Vec<String>, mount_ids: Vec<String>, op: Vec<u8>, description: Vec<(String, String)>, subject: Option<Subject> },
+    Solve {
+        input_ids: Vec<String>,
+        mount_ids: Vec<String>,
+        op: Vec<u8>,
+        description: Vec<(String, String)>,
+        subject: Option<Subject>,
+    },
     /// A process's exit code.
-    Exit { code: u32, error: String },
+    Exit {
+        code: u32,
+        error: String,
+    },
     /// Passed through untouched, as it came from a gateway client.
-    Other { type_url: String, value: Vec<u8> },
+    Other {
+        type_url: String,
+        value: Vec<u8>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,14 +218,24 @@ impl From<std::io::Error> for Fault {
 
 /// Prints an error and its sources, outermost first, joined by `: `.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let mut text = link(error);
     let mut next = error.source();
     while let Some(source) = next {
         text.push_str(": ");
-        text.push_str(&source.to_string());
+        text.push_str(&link(source));
         next = source.source();
     }
     text
+}
+
+/// Errors of the system as BuildKit's users know them: `no such file or directory`, not `No such file or directory (os error 2)`.
+fn link(error: &(dyn Error + 'static)) -> String {
+    let text = error.to_string();
+    let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+    let Some(text) = code.and_then(|code| text.strip_suffix(&format!(" (os error {code})"))) else { return text };
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(letters).collect()
 }
 
 /// Adds a message on the way out.
@@ -221,6 +257,13 @@ impl<T, E: Into<Fault>> Context<T> for std::result::Result<T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prints_system_errors_as_users_know_them() {
+        let fault = Fault::from(std::io::Error::from_raw_os_error(2)).context("lstat /x");
+        assert_eq!(fault.to_string(), "lstat /x: no such file or directory");
+        assert_eq!(chain(&std::io::Error::other("A thing")), "A thing");
+    }
 
     #[test]
     fn prints_the_chain_and_keeps_kind_and_details() {

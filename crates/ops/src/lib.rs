@@ -5,4 +5,5 @@
 //! Start at [`exec::Exec`] and `file`; merge and diff are `layers`' own operations.
 pub mod checksum;
 pub mod exec;
+pub mod file;
 mod ssh;

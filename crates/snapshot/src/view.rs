@@ -59,6 +59,11 @@ impl View {
         Self { merged: Arc::new(Merged::new(layers, writable)) }
     }
 
+    /// A tree with nothing in it.
+    pub fn empty() -> Self {
+        Self::new(Vec::new(), false)
+    }
+
     /// The entry at `path`; `None` where there is none (also where a parent is missing or no directory).
     pub fn lookup(&self, path: impl AsRef<Path>, follow: Follow) -> Result<Option<Entry>, PathError> {
         let path = path.as_ref();

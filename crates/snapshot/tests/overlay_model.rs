@@ -177,7 +177,7 @@ fn edit(editor: &mut snapshot::Editor<'_>, op: &Op, donor: &View) -> Result<(), 
         Op::Link(existing, path) => editor.hard_link(existing, path),
         Op::Place(from, path, link) => {
             let entry = donor.require(from, Follow::No).unwrap();
-            if *link { editor.link_file(&entry, path) } else { editor.copy_file(&entry, path) }.map(drop)
+            if *link { editor.link_file(&entry, path) } else { editor.copy_file(&entry, path, &Default::default()) }.map(drop)
         }
     }
 }

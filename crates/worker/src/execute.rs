@@ -110,7 +110,7 @@ impl Steps {
         let workspace = LayerWorkspace { layers: self.layers.clone(), description: vertex.name.clone() };
         let (op, cancel) = (op.clone(), context.cancel.clone());
         task::blocking(move || {
-            let outputs = file::apply(&op, &inputs, &workspace, &cancel)?;
+            let outputs = file::apply(&op, &inputs, &workspace, &cancel).map_err(|failure| Fault::from(failure.error))?;
             Ok(outputs.into_iter().map(Some).collect())
         })
         .await

@@ -23,6 +23,26 @@ pub struct Attributes {
     pub times: Option<(Time, Time)>,
 }
 
+impl Attributes {
+    /// Nothing to change.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What the metadata will be.
+    pub(super) fn apply(&self, metadata: &mut Metadata) {
+        if let Some((uid, gid)) = self.owner {
+            (metadata.uid, metadata.gid) = (uid, gid);
+        }
+        if let Some(permissions) = self.permissions.filter(|_| !metadata.is_symlink()) {
+            metadata.mode = metadata.mode & !0o7777 | permissions & 0o7777;
+        }
+        if let Some((access, modification)) = self.times {
+            (metadata.atime, metadata.mtime) = (access, modification);
+        }
+    }
+}
+
 /// A file that is the draft's alone, named by its open directory.
 struct Owned {
     dir: Arc<OwnedFd>,

@@ -6,7 +6,7 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::inode::{Copied, Inode};
-use super::{Editor, Spot};
+use super::{Attributes, Editor, Spot};
 use crate::metadata::Entry;
 use crate::{PathError, rel};
 
@@ -30,14 +30,14 @@ impl Editor<'_> {
         if self.may_link(entry, &spot) && self.link_at(entry, &spot).map_err(PathError::at("link", path))? {
             return Ok(Placed::Linked);
         }
-        self.copy_at(entry, &spot).map_err(PathError::at("copy", path))
+        self.copy_at(entry, &spot, &Attributes::default()).map_err(PathError::at("copy", path))
     }
 
-    /// As [`Editor::link_file`], but always a copy with an inode of its own, for what is to be changed afterwards.
-    pub fn copy_file(&mut self, entry: &Entry, path: impl AsRef<Path>) -> Result<Placed, PathError> {
+    /// As [`Editor::link_file`], but always a copy with an inode of its own and with some of its metadata changed.
+    pub fn copy_file(&mut self, entry: &Entry, path: impl AsRef<Path>, change: &Attributes) -> Result<Placed, PathError> {
         let path = path.as_ref();
         let spot = self.free_spot("copy", path)?;
-        self.copy_at(entry, &spot).map_err(PathError::at("copy", path))
+        self.copy_at(entry, &spot, change).map_err(PathError::at("copy", path))
     }
 
     fn may_link(&self, entry: &Entry, spot: &Spot) -> bool {
@@ -72,7 +72,7 @@ impl Editor<'_> {
         }
     }
 
-    fn copy_at(&mut self, entry: &Entry, spot: &Spot) -> Result<Placed, Errno> {
+    fn copy_at(&mut self, entry: &Entry, spot: &Spot, change: &Attributes) -> Result<Placed, Errno> {
         if entry.metadata.is_dir() {
             return Err(Errno::ISDIR);
         }
@@ -81,7 +81,8 @@ impl Editor<'_> {
         let (dir, name) = rel::split(entry.rel()).expect("no directory is copied");
         self.open_source(entry, dir)?;
         let (.., source) = self.source.as_ref().expect("opened above");
-        let inode = Inode::load(&entry.layer, source, name, entry.rel(), entry.metadata)?;
+        let mut inode = Inode::load(&entry.layer, source, name, entry.rel(), entry.metadata)?;
+        change.apply(&mut inode.metadata);
         match inode.store(&upper, &spot.name)? {
             Copied::Reflink => Ok(Placed::Cloned),
             Copied::Bytes => Ok(Placed::Copied),
