@@ -26,9 +26,9 @@ pub(crate) struct Shared {
     pub content: content::Store,
     pub registry: registry::Client,
     pub db: kv::Db,
-    /// What vertices were pinned to, from their key to their fetch.
+    /// What vertices were pinned to, from their key to their fetch. No layer is kept here, lest it is never pruned.
     pub images: Memo<Digest, image::Pinned>,
-    pub downloads: Memo<Digest, http::Resolved>,
+    pub downloads: Memo<Digest, http::Pin>,
     pub indexes: Memo<layers::LayerId, local::Index>,
 }
 
@@ -43,7 +43,7 @@ pub struct Context {
 
 impl Sources {
     pub fn new(layers: Layers, content: content::Store, registry: registry::Client, db: kv::Db) -> Self {
-        let (images, downloads, indexes) = (Memo::new(1024), Memo::new(1024), Memo::new(16));
+        let (images, downloads, indexes) = (Memo::new(256), Memo::new(256), Memo::new(8));
         Self(Arc::new(Shared { layers, content, registry, db, images, downloads, indexes }))
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fault::{Fault, Kind, Result};
-use layers::Layer;
+use layers::{Layer, LayerId};
 use llb::Vertex;
 use oci::Digest;
 
@@ -35,20 +35,29 @@ pub struct HttpMeta {
 /// Longest suffix of a checksum request.
 const MAX_SUFFIX: usize = 4 << 10;
 
+/// What a vertex was pinned to.
+pub(crate) struct Pin {
+    digest: Digest,
+    /// The layer with the content, unless that was not needed to tell the digest.
+    layer: Option<LayerId>,
+}
+
 pub(crate) async fn key(shared: &Shared, vertex: &Vertex, request: &Request, context: &Context) -> Result<Key> {
-    let resolved = Arc::new(context.cancel.run(resolve::resolve(shared, request, context, request.checksum.is_none())).await?);
-    let key = request.key(&resolved);
-    shared.downloads.put(vertex.digest.clone(), resolved);
-    Ok(key)
+    let resolved = context.cancel.run(resolve::resolve(shared, request, context, request.checksum.is_none())).await?;
+    let pin = Pin { digest: resolved.digest.clone(), layer: resolved.layer.as_ref().map(Layer::id) };
+    shared.downloads.put(vertex.digest.clone(), Arc::new(pin));
+    Ok(request.key(&resolved))
 }
 
 pub(crate) async fn fetch(shared: &Shared, vertex: &Vertex, request: &Request, context: &Context) -> Result<Layer> {
-    let known = shared.downloads.get(&vertex.digest);
-    if let Some(layer) = known.as_ref().and_then(|known| known.layer.clone()) {
+    let pin = shared.downloads.get(&vertex.digest);
+    if let Some(id) = pin.as_ref().and_then(|pin| pin.layer)
+        && let Some(layer) = shared.layers.get(&id)?
+    {
         return Ok(layer);
     }
     let fetched = context.cancel.run(resolve::resolve(shared, request, context, true)).await?;
-    if let Some(expected) = known.map(|known| known.digest.clone()).filter(|expected| *expected != fetched.digest) {
+    if let Some(expected) = pin.map(|pin| pin.digest.clone()).filter(|expected| *expected != fetched.digest) {
         return Err(SourceError::Checksum { url: request.url.clone(), actual: fetched.digest, expected }.into());
     }
     Ok(fetched.layer.expect("content was asked for"))

@@ -95,7 +95,7 @@ async fn sync(shared: &Shared, request: &Request, session: &dyn Session, context
         Ok((layer, index))
     })
     .await?;
-    shared.indexes.put(layer.id(), Arc::new(index));
+    remember(shared, layer.id(), &Arc::new(index));
     Ok(layer)
 }
 
@@ -114,12 +114,19 @@ fn last_version(shared: &Shared, shared_key: &str) -> Result<Option<Last>> {
         None => {
             let Some(index) = layer.meta_get(INDEX)?.and_then(|bytes| Index::decode(&bytes)) else { return Ok(None) };
             let index = Arc::new(index);
-            shared.indexes.put(id, index.clone());
+            remember(shared, id, &index);
             index
         }
     };
     let Some(path) = only_tree(&layer)? else { return Ok(None) };
     Ok(Some(Last { layer, index, path }))
+}
+
+/// Reading the index of a large directory costs less than the memory to keep it.
+fn remember(shared: &Shared, id: LayerId, index: &Arc<Index>) {
+    if index.entries.len() <= 4000 {
+        shared.indexes.put(id, index.clone());
+    }
 }
 
 /// The directory of a layer that consists of one tree.
