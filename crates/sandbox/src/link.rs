@@ -95,6 +95,10 @@ pub(crate) struct Oci {
 pub(crate) enum Request {
     /// To the zygote, with the monitor's end of a new socket.
     Monitor,
+    /// To the zygote: remove the cgroup of a container whose monitor has died.
+    Sweep {
+        cgroup: String,
+    },
     /// With the memory file of a [`Spec`] and, unless it has a terminal, stdin, stdout and stderr.
     Start,
     /// With the memory file of a [`SpecProcess`] and its streams, as above.

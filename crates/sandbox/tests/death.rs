@@ -38,7 +38,8 @@ async fn a_container_dies_with_its_monitor() {
     let world = World::new(|settings| Ok(Box::new(Builtin::new(settings)?)));
     for user in ["", "bob"] {
         let container = world.container();
-        let mark = format!("MARK=monitor-{}", container.id);
+        let id = container.id.clone();
+        let mark = format!("MARK=monitor-{id}");
         let mut process = shell("sleep 1000; sleep 1000");
         process.env.push(mark.clone());
         process.user = user.into();
@@ -51,6 +52,8 @@ async fn a_container_dies_with_its_monitor() {
         kill(monitor.unwrap());
         assert!(matches!(running.wait().await, Err(SandboxError::Helper(_))));
         until("it is gone", || marked(&mark).is_empty()).await;
+        let places = ["/sys/fs/cgroup/memory/buildkit", "/sys/fs/cgroup/buildkit"];
+        until("its cgroup is gone", || places.iter().all(|place| !std::path::Path::new(place).join(&id).exists())).await;
     }
 }
 

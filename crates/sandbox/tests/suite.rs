@@ -472,6 +472,11 @@ async fn a_terminal(world: World) {
     running.resize(33, 77).unwrap();
     until("it reads", || text(&stdout).contains("/dev/")).await;
     running.resize(44, 99).unwrap();
+    let (io, other, _) = capture();
+    let process = Process { tty: true, ..shell("tty && echo x > $(tty) && exit 8") };
+    let second = running.exec(process, io).await.unwrap();
+    assert_eq!(second.wait().await.unwrap().code, 8, "{}", text(&other));
+    assert!(text(&other).starts_with("/dev/pts/") && text(&other).ends_with("x\r\n"), "{}", text(&other));
     sender.send(Bytes::from_static(b"word\n")).await.unwrap();
     let exit = running.wait().await.unwrap();
     let stdout = text(&stdout);
@@ -490,7 +495,7 @@ async fn nothing_is_left(world: World) {
         let (world, mark) = (&world, mark.clone());
         async move {
             let (cancel, (io, stdout, _)) = (Cancel::new(), capture());
-            if number % 5 != 0 {
+            if !number.is_multiple_of(5) {
                 let mut process = shell("(sleep 1000 &) ; true");
                 process.env.push(format!("MARK={mark}"));
                 return assert_eq!(world.runtime.run(container, process, io, &cancel).await.unwrap().code, 0);

@@ -58,6 +58,14 @@ fn serve(daemon: OwnedFd) -> io::Result<()> {
     sys::ignore_children();
     let mut buffer = Vec::new();
     while let Some((request, fds)) = link::receive::<Request>(&daemon, &mut buffer)? {
+        if let Request::Sweep { cgroup } = &request {
+            // It may take a moment, which nobody here is to wait for.
+            if let Ok(None) = sys::clone_process(0, None, false) {
+                drop(daemon);
+                cgroups.remove_all(cgroup);
+                std::process::exit(0);
+            }
+        }
         let (Request::Monitor, Ok([socket])) = (request, <[OwnedFd; 1]>::try_from(fds)) else { continue };
         match sys::clone_process(0, None, false) {
             Ok(None) => {

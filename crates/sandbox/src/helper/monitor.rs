@@ -109,7 +109,7 @@ impl Monitor {
                 }
             }
             Request::Kill => self.kill(),
-            Request::Monitor => {}
+            Request::Monitor | Request::Sweep { .. } => {}
         }
         Ok(())
     }

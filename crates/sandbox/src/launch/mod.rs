@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 pub(crate) use process::Connection;
 
@@ -46,7 +46,7 @@ pub(crate) struct Launcher {
 struct Zygote {
     child: Child,
     /// Closed to let it go.
-    socket: Option<OwnedFd>,
+    socket: Option<Arc<OwnedFd>>,
 }
 
 impl Launcher {
@@ -61,11 +61,11 @@ impl Launcher {
     }
 
     /// Has the zygote fork a monitor; our end of the socket to it.
-    fn monitor(&self) -> Result<OwnedFd, SandboxError> {
+    fn monitor(&self) -> Result<(OwnedFd, Weak<OwnedFd>), SandboxError> {
         let (ours, theirs) = link::pair().map_err(SandboxError::io("create a socket"))?;
         let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
         let ask = |zygote: &Zygote| match &zygote.socket {
-            Some(socket) => link::send(socket, &Request::Monitor, &[theirs.as_fd()]),
+            Some(socket) => link::send(&**socket, &Request::Monitor, &[theirs.as_fd()]),
             None => Err(std::io::ErrorKind::BrokenPipe.into()),
         };
         if ask(&zygote).is_err() {
@@ -73,7 +73,8 @@ impl Launcher {
             *zygote = Zygote::start(&self.settings.helper)?;
             ask(&zygote).map_err(SandboxError::io("reach the sandbox helper"))?;
         }
-        Ok(ours)
+        // Not to keep it: its end is what the zygote goes by.
+        Ok((ours, zygote.socket.as_ref().map(Arc::downgrade).unwrap_or_default()))
     }
 
     pub async fn launch(
@@ -88,8 +89,26 @@ impl Launcher {
         let resolv = self.names.resolv(container.network)?;
         let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, oci);
         let memory = link::write_memory(&spec, secrets.iter().map(|data| &data[..])).map_err(SandboxError::io("describe the container"))?;
-        let connection = Connection::open(self.monitor()?, Arc::clone(&self.warned))?;
+        let cgroup = spec.cgroup.clone();
+        let (socket, zygote) = self.monitor()?;
+        let connection = Connection::open(socket, Sweeper { zygote, cgroup }, Arc::clone(&self.warned))?;
         connection.start(memory, process.tty, io, hosts)
+    }
+}
+
+/// Cleans up after a monitor that could not do it itself.
+#[derive(Debug)]
+struct Sweeper {
+    zygote: Weak<OwnedFd>,
+    cgroup: String,
+}
+
+impl Sweeper {
+    fn sweep(&self) {
+        let request = Request::Sweep { cgroup: self.cgroup.clone() };
+        if self.zygote.upgrade().is_none_or(|zygote| link::send(&*zygote, &request, &[]).is_err()) {
+            tracing::warn!(cgroup = self.cgroup, "a cgroup is left behind");
+        }
     }
 }
 
@@ -101,7 +120,7 @@ impl Zygote {
         let mut command = Command::new(program);
         command.arg0(helper::NAME).env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::inherit());
         let child = command.spawn().map_err(SandboxError::io(format!("start {}", helper.display())))?;
-        Ok(Self { child, socket: Some(ours) })
+        Ok(Self { child, socket: Some(Arc::new(ours)) })
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
+use super::Sweeper;
 use super::spec::process_spec;
 use crate::io::{self as streams, End, Input, Output};
 use crate::link::{self, Failure, Report, Request};
@@ -31,6 +32,7 @@ pub(crate) struct Connection {
     over: AtomicBool,
     /// Kills everything in the container, whatever has become of the monitor.
     leader: Mutex<Option<OwnedFd>>,
+    sweeper: Sweeper,
 }
 
 /// Who waits for news of a process.
@@ -55,7 +57,7 @@ type ResultComes = Pin<Box<dyn Future<Output = Result<Exit, SandboxError>> + Sen
 type Ended = oneshot::Receiver<Outcome>;
 
 impl Connection {
-    pub fn open(socket: OwnedFd, warned: Arc<AtomicBool>) -> Result<Arc<Self>, SandboxError> {
+    pub fn open(socket: OwnedFd, sweeper: Sweeper, warned: Arc<AtomicBool>) -> Result<Arc<Self>, SandboxError> {
         let socket = crate::sys::watch(socket).map_err(SandboxError::io("watch a socket"))?;
         let connection = Arc::new(Self {
             socket,
@@ -64,6 +66,7 @@ impl Connection {
             warned,
             over: AtomicBool::new(false),
             leader: Mutex::default(),
+            sweeper,
         });
         task::spawn("container", Arc::clone(&connection).follow());
         Ok(connection)
@@ -141,6 +144,7 @@ impl Connection {
         }
         if let (Some(leader), false) = (self.leader().take(), self.over.swap(true, Ordering::AcqRel)) {
             let _ = rustix::process::pidfd_send_signal(leader, rustix::process::Signal::KILL);
+            self.sweeper.sweep();
         }
         for (_, slot) in self.slots().drain() {
             slot.end(Err(SandboxError::Helper("without a report".to_owned())));
