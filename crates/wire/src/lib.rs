@@ -26,5 +26,7 @@ pub const STREAM_WINDOW: u32 = 8 << 20;
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
 /// The largest HTTP/2 frame that we take.
 pub const MAX_FRAME: u32 = 1 << 20;
+/// Bytes of headers and trailers that we take: failures carry whole source files in theirs.
+pub const MAX_HEADERS: u32 = 16 << 20;
 /// The largest message, both ways.
 pub const MAX_MESSAGE: usize = 16 << 20;

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::Routes;
 
 use crate::connection::Tasks;
-use crate::{CONNECTION_WINDOW, MAX_FRAME, STREAM_WINDOW};
+use crate::{CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, STREAM_WINDOW};
 
 /// Serves until the peer closes the connection.
 pub async fn serve(pipe: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, routes: Routes) -> Result<(), hyper::Error> {
@@ -26,8 +26,11 @@ pub async fn serve_until(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADERS)
         .max_send_buf_size(2 << 20)
         .max_concurrent_streams(10_000)
+        // Clients that cancel many calls at once are not attackers.
+        .max_pending_accept_reset_streams(Some(1000))
         .serve_connection(TokioIo::new(pipe), TowerToHyperService::new(routes));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {

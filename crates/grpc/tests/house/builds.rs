@@ -49,8 +49,12 @@ async fn a_client_driven_build_from_request_to_response() {
 async fn a_failure_keeps_its_text_and_details_on_the_way_round() {
     let (daemon, _sessions, client) = house().await;
     let ranges = vec![Range { start: (2, 0), end: (2, 9) }];
-    let source =
-        Detail::Source { filename: "Dockerfile".into(), language: "Dockerfile".into(), data: b"FROM x\nRUN false".to_vec(), ranges };
+    let source = Detail::Source {
+        filename: "Dockerfile".into(),
+        language: "Dockerfile".into(),
+        data: "FROM x\nRUN false\n".repeat(20_000).into_bytes(),
+        ranges,
+    };
     let foreign = Detail::Other { type_url: "example.com/own".into(), value: vec![0, 255] };
     let fault =
         Fault::new(Kind::Unknown, "exit code: 1").context("process \"false\"").with_detail(foreign.clone()).with_detail(source.clone());

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::connect::{connect, read_file};
 use super::records::{json_format, time};
 use super::text::{bytes, go_duration, table};
-use super::{Call, display};
+use super::{Call, display, output};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
@@ -67,12 +67,12 @@ async fn workers(call: &Call) -> Result<()> {
     let format = json_format(&call.args)?;
     let workers = connect(call).await?.workers(call.args.all("filter").to_vec()).await?;
     if format {
-        println!("{}", Value::Array(workers.iter().map(worker_json).collect()));
+        output::print_line(Value::Array(workers.iter().map(worker_json).collect()));
     } else if call.args.is_set("verbose") {
-        print!("{}", workers.iter().map(worker_text).collect::<String>());
+        output::print(&workers.iter().map(worker_text).collect::<String>());
     } else {
         let lines = workers.iter().map(|w| vec![w.id.clone(), platforms(w).join(",")]);
-        print!("{}", table(&std::iter::once(cells(["ID", "PLATFORMS"])).chain(lines).collect::<Vec<_>>()));
+        output::print(&table(&std::iter::once(cells(["ID", "PLATFORMS"])).chain(lines).collect::<Vec<_>>()));
     }
     Ok(())
 }
@@ -134,12 +134,12 @@ async fn info(call: &Call) -> Result<()> {
     let format = json_format(&call.args)?;
     let version = connect(call).await?.info().await?;
     if format {
-        println!("{}", json!({"buildkitVersion": version_json(&Some(version))}));
+        output::print_line(json!({"buildkitVersion": version_json(&Some(version))}));
         return Ok(());
     }
-    println!("BuildKit:   {} {} {}", version.package, version.version, version.revision);
+    output::print_line(format!("BuildKit:   {} {} {}", version.package, version.version, version.revision));
     if !version.dockerfile_version.is_empty() {
-        println!("Dockerfile: {}", version.dockerfile_version);
+        output::print_line(format!("Dockerfile: {}", version.dockerfile_version));
     }
     Ok(())
 }
@@ -153,9 +153,9 @@ async fn monitor(call: &Call) -> Result<()> {
     let print = |event: pb::BuildHistoryEvent| {
         let kind = event.r#type().as_str_name();
         let record = event.record.unwrap_or_default();
-        println!("{kind} {}", record.r#ref);
+        output::print_line(format!("{kind} {}", record.r#ref));
         if let Some(error) = record.error {
-            println!("  error: {}", error.message);
+            output::print_line(format!("  error: {}", error.message));
         }
     };
     connect(call).await?.history(request, print).await
@@ -208,13 +208,13 @@ async fn histories(call: &Call) -> Result<()> {
     let seen = |event: pb::BuildHistoryEvent| {
         let line = history_line(&event);
         if format {
-            println!("{}", history_json(&event));
+            output::print_line(history_json(&event));
         }
         lines.push(line);
     };
     connect(call).await?.history(request, seen).await?;
     if !format {
-        print!("{}", table(&lines));
+        output::print(&table(&lines));
     }
     Ok(())
 }
@@ -252,7 +252,7 @@ pub async fn prune_histories(call: &Call) -> Result<()> {
         line.pop();
         lines.push(line);
     }
-    print!("{}", table(&lines));
+    output::print(&table(&lines));
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod dial;
 mod display;
 mod environment;
 mod one_shot;
+mod output;
 mod records;
 mod text;
 mod usage;
@@ -75,7 +76,7 @@ const DEBUG_FLAGS: &[Spec] = &[
 pub fn main(args: Vec<OsString>, mode: Mode) -> ExitCode {
     let outcome = args::utf8(args).and_then(|args| prepare(args, mode)).map_err(Fault::invalid).and_then(|todo| match todo {
         Todo::Print(text) => {
-            println!("{text}");
+            output::print_line(text);
             Ok(ExitCode::SUCCESS)
         }
         Todo::Run(command, call) => run(command, call),
@@ -138,6 +139,7 @@ fn prepare(args: Vec<String>, mode: Mode) -> Result<Todo, String> {
 }
 
 fn run(command: Command, call: Box<Call>) -> fault::Result<ExitCode> {
+    start_log(&call.args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(async {
         match command {
@@ -152,6 +154,19 @@ fn run(command: Command, call: Box<Call>) -> fault::Result<ExitCode> {
     // A read of standard input that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// Warnings go to standard error; with `--debug`, everything does.
+fn start_log(args: &Args) -> fault::Result<()> {
+    let level = if args.is_set("debug") { tracing::Level::DEBUG } else { tracing::Level::WARN };
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level);
+    match args.text("log-format") {
+        "json" => log.json().init(),
+        "" | "text" if args.is_set("debug") => log.init(),
+        "" | "text" => log.without_time().with_target(false).init(),
+        other => return Err(Fault::invalid(format!("unsupported log type {other:?}"))),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,4 @@
 //! `du` and `prune`: the records of the build cache.
-use std::io::Write as _;
-
 use fault::{Fault, Result};
 use prost_types::Timestamp;
 use proto::moby::buildkit::v1 as pb;
@@ -8,23 +6,23 @@ use serde_json::{Value, json};
 
 use super::connect::connect;
 use super::text::{bytes, parse_go_duration, table};
-use super::{Call, args};
+use super::{Call, args, output};
 
 pub async fn disk_usage(call: &Call) -> Result<()> {
     let format = json_format(&call.args)?;
     let records = connect(call).await?.disk_usage(call.args.all("filter").to_vec()).await?;
     if format {
-        println!("{}", Value::Array(records.iter().map(as_json).collect()));
+        output::print_line(Value::Array(records.iter().map(as_json).collect()));
         return Ok(());
     }
     if call.args.is_set("verbose") {
-        print!("{}", records.iter().map(verbose).collect::<String>());
+        output::print(&records.iter().map(verbose).collect::<String>());
     } else {
         let lines: Vec<Vec<String>> = std::iter::once(header()).chain(records.iter().map(row)).collect();
-        print!("{}", table(&lines));
+        output::print(&table(&lines));
     }
     if call.args.all("filter").is_empty() {
-        print!("{}", table(&summary(&records)));
+        output::print(&table(&summary(&records)));
     }
     Ok(())
 }
@@ -53,20 +51,19 @@ pub async fn prune(call: &Call) -> Result<()> {
         .prune(request, |record| {
             total += record.size;
             if format {
-                println!("{}", as_json(&record));
+                output::print_line(as_json(&record));
             } else if call.args.is_set("verbose") {
-                print!("{}", verbose(&record));
+                output::print(&verbose(&record));
             } else {
                 if std::mem::take(&mut first) {
-                    print!("{}", table(&[header()]));
+                    output::print(&table(&[header()]));
                 }
-                print!("{}", table(&[row(&record)]));
+                output::print(&table(&[row(&record)]));
             }
-            let _ = std::io::stdout().flush();
         })
         .await?;
     if !format {
-        print!("{}", table(&[vec!["Total:".into(), bytes(total)]]));
+        output::print(&table(&[vec!["Total:".into(), bytes(total)]]));
     }
     Ok(())
 }

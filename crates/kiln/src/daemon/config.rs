@@ -226,14 +226,26 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         let (key, value) = label.split_once('=').ok_or_else(|| format!("invalid label {label:?}: KEY=VALUE is wanted"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
-    let entitlements = if flags.allow_insecure_entitlement.is_empty() { file.insecure_entitlements } else { flags.allow_insecure_entitlement };
+    let entitlements =
+        if flags.allow_insecure_entitlement.is_empty() { file.insecure_entitlements } else { flags.allow_insecure_entitlement };
     for entitlement in &entitlements {
         if !["network.host", "security.insecure", "device"].contains(&entitlement.as_str()) {
             return Err(format!("invalid entitlement : {entitlement}"));
         }
     }
-    let debug_level = if flags.trace || file.trace { Some("trace") } else if flags.debug || file.debug { Some("debug") } else { None };
-    let level = debug_level.map(str::to_owned).or(flags.log_level).or(file.log.level).or_else(|| env("BUILDKITD_LOG_LEVEL")).unwrap_or_else(|| "info".into());
+    let debug_level = if flags.trace || file.trace {
+        Some("trace")
+    } else if flags.debug || file.debug {
+        Some("debug")
+    } else {
+        None
+    };
+    let level = debug_level
+        .map(str::to_owned)
+        .or(flags.log_level)
+        .or(file.log.level)
+        .or_else(|| env("BUILDKITD_LOG_LEVEL"))
+        .unwrap_or_else(|| "info".into());
     let json = match flags.log_format.or(file.log.format).as_deref() {
         None | Some("text" | "") => false,
         Some("json") => true,
@@ -246,7 +258,11 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         root: absolute(flags.root.or(file.root).unwrap_or(paths.root))?,
         addresses,
         socket_owner: (file.grpc.uid, group.or(file.grpc.gid)),
-        tls: Tls { cert: flags.tls_cert.or(file.grpc.tls.cert), key: flags.tls_key.or(file.grpc.tls.key), ca: flags.tls_ca.or(file.grpc.tls.ca) },
+        tls: Tls {
+            cert: flags.tls_cert.or(file.grpc.tls.cert),
+            key: flags.tls_key.or(file.grpc.tls.key),
+            ca: flags.tls_ca.or(file.grpc.tls.ca),
+        },
         entitlements,
         dockerfile_enabled: file.frontend.get("dockerfile.v0").and_then(|f| f.enabled).unwrap_or(true),
         gateway_enabled: file.frontend.get("gateway.v0").and_then(|f| f.enabled).unwrap_or(true),
@@ -334,7 +350,8 @@ impl Paths {
                 address: "unix:///run/buildkit/buildkitd.sock".into(),
             };
         }
-        let runtime = first("XDG_RUNTIME_DIR").unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", rustix::process::getuid().as_raw())));
+        let runtime =
+            first("XDG_RUNTIME_DIR").unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", rustix::process::getuid().as_raw())));
         Self {
             config: first("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("buildkit/buildkitd.toml"),
             root: first("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("buildkit"),
@@ -374,7 +391,9 @@ fn proxy() -> Proxy {
 /// -1 is unlimited.
 fn log_limits() -> Result<ops::exec::LogLimits, String> {
     let default = ops::exec::LogLimits::default();
-    let limit = |name: &str, default: Option<u64>| match env(name).map(|v| v.parse::<i64>().map_err(|_| format!("{name}: {v:?} is not a number"))) {
+    let limit = |name: &str, default: Option<u64>| match env(name)
+        .map(|v| v.parse::<i64>().map_err(|_| format!("{name}: {v:?} is not a number")))
+    {
         None => Ok(default),
         Some(Ok(n)) => Ok(u64::try_from(n).ok()),
         Some(Err(e)) => Err(e),
@@ -404,7 +423,10 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_named_and_wrong_values_say_their_line() {
-        let (file, warnings) = parse_text("root = '/r'\nnonsense = 1\n[worker.oci]\ngckeepstorage = 9000\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n").unwrap();
+        let (file, warnings) = parse_text(
+            "root = '/r'\nnonsense = 1\n[worker.oci]\ngckeepstorage = 9000\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n",
+        )
+        .unwrap();
         assert_eq!(file.root.as_deref(), Some(Path::new("/r")));
         assert_eq!(file.registry["a.example"].http, Some(true));
         assert_eq!(warnings.len(), 2, "{warnings:?}");

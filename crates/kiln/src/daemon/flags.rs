@@ -43,17 +43,50 @@ pub enum Parsed {
 
 /// Flags with a value that buildkitd knows and this version does nothing with.
 const WITHOUT_EFFECT: [&str; 33] = [
-    "debugaddr", "otel-socket-path", "cdi-spec-dir", "profile-cpu", "profile-memory", "profile-memoryrate", "profile-block", "profile-mutex", "profile-trace",
-    "oci-worker-proxy-snapshotter-path", "oci-cni-config-path", "oci-cni-binary-dir", "oci-cni-pool-size", "oci-worker-apparmor-profile",
-    "oci-worker-gc-keepstorage", "containerd-worker-addr", "containerd-worker-labels", "containerd-worker-platform", "containerd-worker-namespace",
-    "containerd-worker-runtime", "containerd-worker-net", "containerd-worker-snapshotter", "containerd-worker-apparmor-profile",
-    "containerd-worker-gc-keepstorage", "containerd-cni-config-path", "containerd-cni-binary-dir", "containerd-cni-pool-size", "containerd-max-parallelism",
-    "oci-worker-bridge-name", "oci-worker-bridge-subnet", "containerd-worker-bridge-name", "containerd-worker-bridge-subnet", "containerd-worker",
+    "debugaddr",
+    "otel-socket-path",
+    "cdi-spec-dir",
+    "profile-cpu",
+    "profile-memory",
+    "profile-memoryrate",
+    "profile-block",
+    "profile-mutex",
+    "profile-trace",
+    "oci-worker-proxy-snapshotter-path",
+    "oci-cni-config-path",
+    "oci-cni-binary-dir",
+    "oci-cni-pool-size",
+    "oci-worker-apparmor-profile",
+    "oci-worker-gc-keepstorage",
+    "containerd-worker-addr",
+    "containerd-worker-labels",
+    "containerd-worker-platform",
+    "containerd-worker-namespace",
+    "containerd-worker-runtime",
+    "containerd-worker-net",
+    "containerd-worker-snapshotter",
+    "containerd-worker-apparmor-profile",
+    "containerd-worker-gc-keepstorage",
+    "containerd-cni-config-path",
+    "containerd-cni-binary-dir",
+    "containerd-cni-pool-size",
+    "containerd-max-parallelism",
+    "oci-worker-bridge-name",
+    "oci-worker-bridge-subnet",
+    "containerd-worker-bridge-name",
+    "containerd-worker-bridge-subnet",
+    "containerd-worker",
 ];
 
 /// Switches of that kind.
 const SWITCHES_WITHOUT_EFFECT: [&str; 8] = [
-    "proxy-network", "cdi-disabled", "save-cache-debug", "oci-worker-gc", "oci-worker-selinux", "oci-worker-rootless", "containerd-worker-gc",
+    "proxy-network",
+    "cdi-disabled",
+    "save-cache-debug",
+    "oci-worker-gc",
+    "oci-worker-selinux",
+    "oci-worker-rootless",
+    "containerd-worker-gc",
     "containerd-worker-selinux",
 ];
 
@@ -170,7 +203,17 @@ mod tests {
 
     #[test]
     fn takes_what_buildkitd_takes() {
-        let flags = parse(&["--addr", "unix:///a", "-addr=tcp://b:1", "--debug", "--oci-worker=true", "--oci-worker-gc=false", "--containerd-worker=false", "--root=/r"]).unwrap();
+        let flags = parse(&[
+            "--addr",
+            "unix:///a",
+            "-addr=tcp://b:1",
+            "--debug",
+            "--oci-worker=true",
+            "--oci-worker-gc=false",
+            "--containerd-worker=false",
+            "--root=/r",
+        ])
+        .unwrap();
         assert_eq!(flags.addr, ["unix:///a", "tcp://b:1"]);
         assert_eq!(flags.root.as_deref(), Some(std::path::Path::new("/r")));
         assert!(flags.debug);

@@ -11,7 +11,7 @@ use oci::Descriptor;
 use serde_json::Value;
 
 use super::plan::After;
-use crate::cli::Call;
+use crate::cli::{Call, output};
 
 pub fn after(call: &Call, after: &After, outcome: &Outcome) -> Result<()> {
     let response = &outcome.exporter;
@@ -41,7 +41,7 @@ pub fn after(call: &Call, after: &After, outcome: &Outcome) -> Result<()> {
     if call.args.is_set("quiet")
         && let Some(digest) = response.get("containerimage.digest")
     {
-        println!("{digest}");
+        output::print_line(digest);
     }
     Ok(())
 }
@@ -57,8 +57,11 @@ fn print_answers(call: &Call, metadata: &BTreeMap<String, Vec<u8>>) {
     }
     let text = |value: &Vec<u8>| String::from_utf8_lossy(value).into_owned();
     match metadata.get("result.txt") {
-        Some(answer) => print!("{}", text(answer)),
-        None => metadata.iter().filter(|(key, _)| key.starts_with("result.")).for_each(|(key, value)| println!("{key}\n{}", text(value))),
+        Some(answer) => output::print(&text(answer)),
+        None => metadata
+            .iter()
+            .filter(|(key, _)| key.starts_with("result."))
+            .for_each(|(key, value)| output::print_line(format!("{key}\n{}", text(value)))),
     }
 }
 

@@ -59,9 +59,20 @@ pub const EVERYDAY_FLAGS: &[Spec] = &[
     (&["iidfile"], Takes::Value),
 ];
 
+/// Known flags that do nothing here, and what to do instead.
+const UNSUPPORTED: [(&str, &str); 2] = [
+    ("registry-auth-tlscontext", "tokens are fetched by the daemon, whose configuration has the registry's certificates"),
+    ("debug-json-cache-metrics", "use --progress rawjson or --trace"),
+];
+
 pub async fn run(call: &Call) -> Result<()> {
     let kind = display::choose(if call.args.is_set("quiet") { "quiet" } else { call.args.text("progress") }, &call.environment.wishes());
     let kind = kind.map_err(Fault::invalid)?;
+    for (flag, instead) in UNSUPPORTED {
+        if call.args.has(flag) {
+            return Err(Fault::new(fault::Kind::Unimplemented, format!("--{flag} is not supported: {instead}")));
+        }
+    }
     let plan = plan::make(call).map_err(Fault::invalid)?;
     if let Some(file) = call.args.get("ref-file") {
         finish::write(file, plan.build.id.as_bytes())?;
