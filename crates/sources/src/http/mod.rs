@@ -15,7 +15,6 @@ use oci::Digest;
 
 pub(crate) use file::Placement;
 pub(crate) use request::Request;
-pub(crate) use resolve::Resolved;
 
 use crate::error::SourceError;
 use crate::key::Key;

@@ -70,7 +70,7 @@ impl Client {
     fn serve(self) -> Box<Wire> {
         let (to_client, mut inbox) = mpsc::unbounded_channel();
         let (outbox, from_client) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
+        task::spawn("client", async move {
             for (stat, _) in &self.entries {
                 let _ = outbox.send(Packet::Stat(stat.clone()));
             }
