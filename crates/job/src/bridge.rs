@@ -128,7 +128,9 @@ mod tests {
 
     #[test]
     fn the_built_in_frontend_stands_in_for_dockers_own_only() {
-        for source in ["docker/dockerfile:1", "docker/dockerfile:1.7-labs", "docker.io/docker/dockerfile", "docker/dockerfile-upstream:master"] {
+        for source in
+            ["docker/dockerfile:1", "docker/dockerfile:1.7-labs", "docker.io/docker/dockerfile", "docker/dockerfile-upstream:master"]
+        {
             assert!(covers(source), "{source}");
         }
         for source in ["", "docker/dockerfile:2", "example.com/docker/dockerfile:1", "docker/other:1"] {

@@ -125,7 +125,8 @@ impl Build {
             frontend_inputs: request.frontend_inputs.iter().map(|(name, graph)| (name.clone(), Arc::new(graph.clone()))).collect(),
             ..SolveRequest::default()
         };
-        let bridge: Arc<dyn Bridge> = Arc::new(BuildBridge::new(self.clone(), request.frontend_attrs.clone(), solve.frontend_inputs.clone()));
+        let bridge: Arc<dyn Bridge> =
+            Arc::new(BuildBridge::new(self.clone(), request.frontend_attrs.clone(), solve.frontend_inputs.clone()));
         bridge.solve(solve).await
     }
 
@@ -193,4 +194,3 @@ pub(crate) fn response_metadata(metadata: &BTreeMap<String, Bytes>) -> BTreeMap<
 pub(crate) fn unsupported(what: &str) -> Fault {
     Fault::new(Kind::Unimplemented, format!("{what} is not supported by this version of kiln"))
 }
-

@@ -130,7 +130,8 @@ impl Service for Builds {
     }
 
     async fn prune(&self, rule: PruneRule, deleted: mpsc::Sender<UsageRecord>) -> Result<()> {
-        usage::prune(self.worker.layers(), rule, deleted).await
+        let index = self.worker.index().clone();
+        usage::prune(self.worker.layers(), rule, deleted, move |id| index.forget([id])).await
     }
 
     fn blobs(&self) -> Arc<dyn Blobs> {

@@ -104,7 +104,11 @@ struct PlatformEntry {
 fn source(mut results: BTreeMap<String, Option<Layer>>, outcome: &Outcome) -> Result<Source> {
     let is_map = matches!(outcome.refs, Refs::Map(_));
     let listed = match outcome.metadata.get("refs.platforms") {
-        Some(json) => serde_json::from_slice::<Platforms>(json).map_err(|e| Fault::invalid(format!("failed to parse platforms passed to exporter: {e}")))?.platforms,
+        Some(json) => {
+            serde_json::from_slice::<Platforms>(json)
+                .map_err(|e| Fault::invalid(format!("failed to parse platforms passed to exporter: {e}")))?
+                .platforms
+        }
         None if is_map => return Err(Fault::invalid("unable to export multiple refs, missing platforms mapping")),
         None => {
             let platform = platform_of_config(outcome.metadata.get("containerimage.config")).unwrap_or_else(Platform::host);
@@ -127,7 +131,13 @@ fn platform_of_config(config: Option<&Bytes>) -> Option<Platform> {
     (!platform.os.is_empty() && !platform.architecture.is_empty()).then(|| platform.normalized())
 }
 
-async fn export(build: &Arc<Build>, session: Option<Arc<dyn Session>>, exporter: Box<dyn Exporter>, source: &Source, index: usize) -> Result<Exported> {
+async fn export(
+    build: &Arc<Build>,
+    session: Option<Arc<dyn Session>>,
+    exporter: Box<dyn Exporter>,
+    source: &Source,
+    index: usize,
+) -> Result<Exported> {
     let digest = Digest::of(format!("{}-export-{index}", build.request.session));
     let name = exporter.name();
     build

@@ -41,7 +41,10 @@ impl Tree {
             let rest = entry.metadata().size.saturating_sub(offset);
             let length = if length == 0 { rest } else { length.min(rest) };
             if length > MAX_FILE {
-                return Err(Fault::new(Kind::Exhausted, format!("{path}: {length} bytes are more than the {MAX_FILE} that one read may give")));
+                return Err(Fault::new(
+                    Kind::Exhausted,
+                    format!("{path}: {length} bytes are more than the {MAX_FILE} that one read may give"),
+                ));
             }
             file.seek(SeekFrom::Start(offset))?;
             let mut data = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
@@ -55,7 +58,8 @@ impl Tree {
         let include = include.to_owned();
         self.with(path, "open", move |view, path| {
             let entries = view.read_dir(path).map_err(|e| path_fault("open", path, &e))?;
-            let matcher = (!include.is_empty()).then(|| Matcher::new([include.as_str()])).transpose().map_err(|e| Fault::invalid(e.to_string()))?;
+            let matcher =
+                (!include.is_empty()).then(|| Matcher::new([include.as_str()])).transpose().map_err(|e| Fault::invalid(e.to_string()))?;
             let mut stats = Vec::with_capacity(entries.len());
             for entry in entries {
                 let name = entry.name().to_string_lossy().into_owned();
@@ -78,7 +82,12 @@ impl Tree {
         .await
     }
 
-    async fn with<T: Send + 'static>(&self, path: &str, action: &'static str, work: impl FnOnce(&View, &str) -> Result<T> + Send + 'static) -> Result<T> {
+    async fn with<T: Send + 'static>(
+        &self,
+        path: &str,
+        action: &'static str,
+        work: impl FnOnce(&View, &str) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let Some(view) = self.view.clone() else {
             return Err(Fault::new(Kind::NotFound, format!("{action} {path}: no such file or directory")));
         };

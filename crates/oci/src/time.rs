@@ -56,6 +56,14 @@ impl From<std::time::SystemTime> for Timestamp {
     }
 }
 
+impl From<Timestamp> for std::time::SystemTime {
+    fn from(time: Timestamp) -> Self {
+        let seconds = std::time::Duration::from_secs(time.seconds.unsigned_abs());
+        let whole = if time.seconds < 0 { std::time::UNIX_EPOCH - seconds } else { std::time::UNIX_EPOCH + seconds };
+        whole + std::time::Duration::from_nanos(time.nanos.into())
+    }
+}
+
 impl PartialOrd for Timestamp {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))

@@ -106,7 +106,13 @@ impl Steps {
         ))
     }
 
-    async fn run_file(&self, vertex: &Arc<Vertex>, op: &llb::FileOp, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {
+    async fn run_file(
+        &self,
+        vertex: &Arc<Vertex>,
+        op: &llb::FileOp,
+        inputs: Vec<Option<Layer>>,
+        context: &Context,
+    ) -> Result<Vec<Option<Layer>>> {
         let workspace = LayerWorkspace { layers: self.layers.clone(), description: vertex.name.clone() };
         let (op, cancel) = (op.clone(), context.cancel.clone());
         task::blocking(move || {

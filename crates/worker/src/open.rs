@@ -14,6 +14,7 @@ use ops::exec::{Exec, LogLimits};
 use snapshot::Backend;
 use sources::Sources;
 
+use crate::background::Background;
 use crate::execute::Steps;
 use crate::platforms;
 
@@ -63,7 +64,8 @@ pub struct Worker {
     pub(crate) sources: Sources,
     exporters: Exporters,
     engine: Engine,
-    _background: crate::background::Background,
+    index: Index,
+    _background: Background,
 }
 
 impl Worker {
@@ -74,12 +76,9 @@ impl Worker {
         let id = worker_id(&root.join("workerid"))?;
         let db = kv::Db::open(&root.join("kiln.db"), kv::Options::default())?;
         let content = content::Store::open(&root.join("content"), db.clone())?;
-        let background = crate::background::Background::new();
-        let trees = snapshot::Store::open(
-            &root.join("snapshots"),
-            snapshot::Options { backend: settings.backend, on_trash: Some(background.on_trash()) },
-        )
-        .map_err(|e| Fault::of(Kind::Unknown, e).context("failed to open the snapshot store"))?;
+        let options = snapshot::Options { backend: settings.backend, ..snapshot::Options::default() };
+        let trees = snapshot::Store::open(&root.join("snapshots"), options)
+            .map_err(|e| Fault::of(Kind::Unknown, e).context("failed to open the snapshot store"))?;
         let snapshotter = if trees.backend() == Backend::Native { "native" } else { "overlayfs" };
         let layers = Layers::open(db.clone(), content.clone(), trees)?;
         let client = registry::Client::new(settings.registry);
@@ -93,32 +92,33 @@ impl Worker {
         let steps = Steps {
             layers: layers.clone(),
             sources: sources.clone(),
-            exec: Exec {
-                layers: layers.clone(),
-                runtime,
-                log_limits: settings.log_limits,
-                sockets: root.join("sockets"),
-            },
+            exec: Exec { layers: layers.clone(), runtime, log_limits: settings.log_limits, sockets: root.join("sockets") },
             host: Platform::host(),
         };
-        let engine = Engine::new(Arc::new(steps), Caches::new(Index::new(db)), Options { parallelism: settings.parallelism });
-        background.start(layers.clone());
+        let index = Index::new(db);
+        let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
         Ok(Self {
             labels: labels(settings.labels, snapshotter, settings.hostname),
             platforms: Mutex::new((Instant::now(), found)),
             platforms_max_age: settings.platforms_max_age,
             id,
+            _background: Background::start(layers.clone()),
             layers,
             content,
             sources,
             exporters,
             engine,
-            _background: background,
+            index,
         })
     }
 
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Which key gave which result.
+    pub fn index(&self) -> &Index {
+        &self.index
     }
 
     pub fn layers(&self) -> &Layers {

@@ -20,7 +20,10 @@ impl Worker {
                     op.attrs.insert("image.resolvemode".into(), request.resolve_mode.clone());
                 }
                 if request.attestation_chain {
-                    return Err(Fault::new(fault::Kind::Unimplemented, "attestation chains of images are not supported by this version of kiln"));
+                    return Err(Fault::new(
+                        fault::Kind::Unimplemented,
+                        "attestation chains of images are not supported by this version of kiln",
+                    ));
                 }
                 let found = self.sources.image_config(&op, request.platform.as_ref(), !request.no_config, &context).await?;
                 let image = ImageMeta { digest: found.digest, config: found.config, attestations: None };

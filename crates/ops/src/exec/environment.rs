@@ -59,7 +59,8 @@ pub fn hosts(extra: &[HostIp]) -> fault::Result<Vec<(String, IpAddr)>> {
     extra
         .iter()
         .map(|entry| {
-            let address = entry.ip.parse().map_err(|_| Fault::invalid(format!("invalid IP address {:?} for host {}", entry.ip, entry.host)))?;
+            let address =
+                entry.ip.parse().map_err(|_| Fault::invalid(format!("invalid IP address {:?} for host {}", entry.ip, entry.host)))?;
             Ok((entry.host.clone(), address))
         })
         .collect()

@@ -14,12 +14,22 @@ use crate::ssh::Forward;
 /// One mount of the op with what stands behind it.
 enum Backing {
     /// Changes are kept as the output with this index, or thrown away.
-    Draft { draft: Draft, output: Option<u32> },
+    Draft {
+        draft: Draft,
+        output: Option<u32>,
+    },
     /// Read only; the output, if it has one, is the input itself.
-    Input { layer: Option<Layer>, output: Option<u32> },
-    Cache { _cell: Cell },
+    Input {
+        layer: Option<Layer>,
+        output: Option<u32>,
+    },
+    Cache {
+        _cell: Cell,
+    },
     /// Kept alive for as long as the process runs.
-    Socket { _forward: Forward },
+    Socket {
+        _forward: Forward,
+    },
     Nothing,
 }
 
@@ -54,7 +64,11 @@ impl Prepared {
         let mount = &request.op.mounts[index];
         let dest = destination(request.op, index);
         let input = match mount.input {
-            Some(input) => request.inputs.get(input as usize).cloned().ok_or_else(|| Fault::invalid(format!("mount {dest}: input {input} does not exist")))?,
+            Some(input) => request
+                .inputs
+                .get(input as usize)
+                .cloned()
+                .ok_or_else(|| Fault::invalid(format!("mount {dest}: input {input} does not exist")))?,
             None => None,
         };
         let (source, backing) = match &mount.kind {
@@ -88,7 +102,8 @@ impl Prepared {
             MountKind::Ssh(opt) => {
                 match Forward::open(&exec.sockets, request.sessions, &opt.id).await? {
                     Some(forward) => {
-                        let source = MountSource::Socket { path: forward.path().to_owned(), uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 };
+                        let source =
+                            MountSource::Socket { path: forward.path().to_owned(), uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 };
                         self.mounts.push(Mount { dest, source, readonly: false });
                         self.backings[index] = Backing::Socket { _forward: forward };
                     }
