@@ -39,13 +39,14 @@ impl Platform {
         Self::new("linux", architecture, "").normalized()
     }
 
-    /// Canonical names: `x86_64` is `amd64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`, …
+    /// Canonical names: no os is `linux`, `x86_64` is `amd64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`, …
     /// Follows the rules of containerd's platforms package.
     pub fn normalized(mut self) -> Self {
-        self.os = self.os.to_lowercase();
-        if self.os == "macos" {
-            self.os = "darwin".into();
-        }
+        self.os = match self.os.to_lowercase() {
+            os if os.is_empty() => "linux".into(),
+            os if os == "macos" => "darwin".into(),
+            os => os,
+        };
         let (arch, variant) = match (self.architecture.to_lowercase().as_str(), self.variant.to_lowercase().as_str()) {
             ("i386", _) => ("386".to_owned(), String::new()),
             ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64".to_owned(), String::new()),

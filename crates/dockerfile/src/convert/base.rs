@@ -165,7 +165,7 @@ impl Converter<'_> {
         let step_name = name::prefix(stage, &text, shown, &NoVariables);
         let mut source = source::image(&stage.stage.base, Some(platform.clone()), self.options.resolve_mode).named(step_name);
         describe(&mut source.metadata, "com.docker.dockerfile.v1.command", &stage.stage.code);
-        let node = self.plan.add_source(source, stage.stage.lines);
+        let node = self.plan.add_base(source, stage.stage.lines);
         stage.state = State { platform: Some(platform.normalized()), ..State::new(Some(node)) };
     }
 

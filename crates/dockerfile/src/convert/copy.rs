@@ -247,7 +247,7 @@ impl Converter<'_> {
         if let Some(step_name) = step_name {
             found = found.named(step_name);
         }
-        self.plan.add_source(found, None)
+        self.plan.add_source(found)
     }
 
     fn http_action(&mut self, spec: &Spec<'_>, url: &str, checksum: &str, template: &Copy, step_name: &str) -> Result<PlannedAction> {
@@ -260,7 +260,7 @@ impl Converter<'_> {
         let filename = http_filename(url);
         let mut found = source::http(url, &filename, checksum).named(step_name);
         describe(&mut found.metadata, "com.docker.dockerfile.v1.command", "");
-        let node = self.plan.add_source(found, None);
+        let node = self.plan.add_source(found);
         let copy = Copy { src: join(&["/", &filename]), attempt_unpack: spec.unpack.unwrap_or(false), ..template.clone() };
         Ok(PlannedAction { kind: FileActionKind::Copy(Box::new(copy)), from: Some(node) })
     }

@@ -51,12 +51,19 @@ struct Seen {
 }
 
 /// The stage first, then what it builds on, then what it takes files from: the first to name something says what it is.
-fn collect(stages: &Stages, index: usize, seen: &mut Seen, outline: &mut Outline) {
-    if !seen.stages.insert(index) {
-        return;
+fn collect(stages: &Stages, target: usize, seen: &mut Seen, outline: &mut Outline) {
+    let mut next = vec![target];
+    while let Some(index) = next.pop() {
+        if !seen.stages.insert(index) {
+            continue;
+        }
+        let stage: &StageState = &stages[index];
+        take(&stage.outline, seen, outline);
+        next.extend(stage.deps.iter().rev().map(|(dep, _)| *dep).chain(stage.base));
     }
-    let stage: &StageState = &stages[index];
-    let captured = &stage.outline;
+}
+
+fn take(captured: &Captured, seen: &mut Seen, outline: &mut Outline) {
     for name in used_args(captured) {
         let Some(found) = captured.args.get(&name).filter(|_| seen.args.insert(name.clone())) else { continue };
         let (name, description) = (found.arg.key.clone(), found.arg.description.clone());
@@ -71,9 +78,6 @@ fn collect(stages: &Stages, index: usize, seen: &mut Seen, outline: &mut Outline
         if seen.ssh.insert(name.clone()) {
             outline.ssh.push(OutlineMount { name: name.clone(), required: found.required, lines: found.lines });
         }
-    }
-    for next in stage.base.into_iter().chain(stage.deps.iter().map(|(dep, _)| *dep)) {
-        collect(stages, next, seen, outline);
     }
 }
 

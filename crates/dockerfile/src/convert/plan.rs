@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use llb::{
     Builder, CdiDevice, ContentCache, Edge, ExecOp, FileAction, FileActionKind, FileOp, Graph, Meta, Metadata, Mount, MountKind, NetMode,
-    Op, Owner, SecretEnv, SecurityMode, SourceInfo, Who,
+    Op, Owner, Range, SecretEnv, SecurityMode, SourceInfo, Who,
 };
 use oci::Platform;
 
@@ -96,7 +96,8 @@ pub(super) struct PlannedAction {
 struct Node {
     planned: Planned,
     metadata: Metadata,
-    place: Option<Lines>,
+    /// Where it stems from. Some stem from the file, but from no line of it.
+    place: Option<Vec<Range>>,
 }
 
 #[derive(Debug, Default)]
@@ -107,13 +108,21 @@ pub(super) struct Plan {
 
 impl Plan {
     pub fn add(&mut self, planned: Planned, metadata: Metadata, place: Option<Lines>) -> NodeId {
+        let place = place.map(|lines| lines.ranges().collect());
         self.nodes.push(Node { planned, metadata, place });
         NodeId(self.nodes.len() - 1)
     }
 
-    pub fn add_source(&mut self, mut source: Source, place: Option<Lines>) -> NodeId {
+    pub fn add_source(&mut self, mut source: Source) -> NodeId {
         let metadata = std::mem::take(&mut source.metadata);
-        self.add(Planned::Source(Box::new(source)), metadata, place)
+        self.add(Planned::Source(Box::new(source)), metadata, None)
+    }
+
+    /// The image of a stage, which has no line if only a mount names it.
+    pub fn add_base(&mut self, source: Source, lines: Option<Lines>) -> NodeId {
+        let node = self.add_source(source);
+        self.nodes[node.0].place = Some(lines.into_iter().flat_map(Lines::ranges).collect());
+        node
     }
 
     pub fn new_paths(&mut self) -> PathSetId {
@@ -218,8 +227,8 @@ impl<'a> Encoder<'a> {
                 self.builder.add(Op::Source(source.op), Vec::new(), None, Vec::new(), source.metadata)
             }
         };
-        if let Some(lines) = node.place {
-            self.builder.location(&edge.vertex, self.source, lines.ranges().collect());
+        if let Some(ranges) = &node.place {
+            self.builder.location(&edge.vertex, self.source, ranges.clone());
         }
         Some(edge)
     }

@@ -275,7 +275,7 @@ fn socket_or_secret(dest: String, kind: MountKind) -> Mount {
         dest,
         input: None,
         selector: String::new(),
-        output: Some(0),
+        output: None,
         readonly: false,
         kind,
         content_cache: Default::default(),

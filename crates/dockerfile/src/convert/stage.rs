@@ -214,8 +214,7 @@ impl Stages {
     pub fn check_circles(&self) -> Result<()> {
         let mut visited = vec![false; self.all.len()];
         for (index, stage) in self.all.iter().enumerate() {
-            let mut path = Vec::new();
-            if let Some(circle) = self.circle(index, &mut visited, &mut path, &mut Vec::new()) {
+            if let Some(circle) = self.circle(index, &mut visited) {
                 let error = Error::new(format!("circular dependency detected on stage: {}", stage.shown_name));
                 return Err(circle.into_iter().fold(error, |error, lines| error.at(lines)));
             }
@@ -223,22 +222,29 @@ impl Stages {
         Ok(())
     }
 
-    fn circle(&self, stage: usize, visited: &mut [bool], path: &mut Vec<usize>, via: &mut Vec<Lines>) -> Option<Vec<Lines>> {
-        if std::mem::replace(&mut visited[stage], true) {
+    /// Depth first from `start`; the lines on the way around if there is one. Not recursive: there may be many stages.
+    fn circle(&self, start: usize, visited: &mut [bool]) -> Option<Vec<Lines>> {
+        if std::mem::replace(&mut visited[start], true) {
             return None;
         }
-        path.push(stage);
-        for (dep, lines) in &self.all[stage].deps {
-            via.push(*lines);
-            if path.contains(dep) {
-                return Some(via.clone());
+        // Each stage on the way with its next dependency to look at, and the line that led to it.
+        let mut path: Vec<(usize, usize, Option<Lines>)> = vec![(start, 0, None)];
+        let mut on_path = std::collections::BTreeSet::from([start]);
+        while let Some((stage, next, _)) = path.last_mut() {
+            let Some((dep, lines)) = self.all[*stage].deps.get(*next) else {
+                on_path.remove(stage);
+                path.pop();
+                continue;
+            };
+            *next += 1;
+            if on_path.contains(dep) {
+                return Some(path.iter().filter_map(|(.., via)| *via).chain([*lines]).collect());
             }
-            if let Some(found) = self.circle(*dep, visited, path, via) {
-                return Some(found);
+            if !std::mem::replace(&mut visited[*dep], true) {
+                on_path.insert(*dep);
+                path.push((*dep, 0, Some(*lines)));
             }
-            via.pop();
         }
-        path.pop();
         None
     }
 }

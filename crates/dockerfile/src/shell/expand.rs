@@ -30,6 +30,7 @@ impl Lexer {
             variables,
             cursor: Cursor::new(word),
             raw_escapes: self.raw_escapes,
+            depth: 0,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
         };
@@ -51,11 +52,15 @@ struct Run<'a> {
     variables: &'a dyn Variables,
     cursor: Cursor<'a>,
     raw_escapes: bool,
+    depth: usize,
     matched: BTreeSet<String>,
     unmatched: BTreeSet<String>,
 }
 
 type Outcome<T> = Result<T, String>;
+
+/// How deep `${a:-${b:-…}}` may go: it is read recursively, and a line is long enough to exhaust the stack.
+const MAX_DEPTH: usize = 100;
 
 impl Run<'_> {
     /// Reads up to and past `stop`, or to the end if there is none.
@@ -196,6 +201,16 @@ impl Run<'_> {
     }
 
     fn braces(&mut self) -> Outcome<String> {
+        if self.depth == MAX_DEPTH {
+            return Err(format!("substitutions are nested more than {MAX_DEPTH} deep"));
+        }
+        self.depth += 1;
+        let value = self.substitution();
+        self.depth -= 1;
+        value
+    }
+
+    fn substitution(&mut self) -> Outcome<String> {
         match self.cursor.peek() {
             None => return Err("syntax error: missing '}'".into()),
             Some('{' | '}' | ':') => return Err("syntax error: bad substitution".into()),

@@ -1,5 +1,5 @@
 use super::Heredoc;
-use super::words::{flags, quoted_words, split_all, split_first};
+use super::words::{BLANKS, flags, quoted_words, split_all, split_first};
 use crate::{Error, Lines, Result};
 
 /// One instruction, cut into parts but not understood.
@@ -63,7 +63,9 @@ impl Node {
                 self.args.insert(0, kind.to_owned());
             }
             "onbuild" if !rest.is_empty() => {
-                let inner = Node::parse(rest, escape)?;
+                // A chain of them is refused later; reading on would only cost stack.
+                let chained = rest.split(BLANKS).next().is_some_and(|word| word.eq_ignore_ascii_case("onbuild"));
+                let inner = Node::parse(if chained { "ONBUILD" } else { rest }, escape)?;
                 self.args = std::iter::once(inner.keyword.clone()).chain(inner.args.iter().cloned()).collect();
                 self.inner = Some(Box::new(inner));
             }
