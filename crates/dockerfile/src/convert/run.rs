@@ -1,4 +1,7 @@
 //! RUN: one process with its mounts.
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use llb::{
     CdiDevice, FileActionKind, HostIp, Meta, Metadata, Mount, MountKind, NetMode, Owner, ProxyEnv, SecretEnv, SecretOpt, Sharing, Who,
 };
@@ -317,19 +320,24 @@ fn proxy(args: &std::collections::BTreeMap<String, String>) -> Option<ProxyEnv> 
 
 /// `RUN |2 A=1 B=2 /bin/sh -c make # buildkit`
 fn history_text(args: &[String], stage: &super::stage::StageState) -> String {
-    let mut declared: Vec<(&str, String)> = Vec::new();
+    let values: HashMap<&str, &str> = stage.state.env.iter().collect();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut declared: Vec<String> = Vec::new();
     for arg in &stage.args {
-        let value = stage.state.env.get(&arg.key).map(str::to_owned).or_else(|| arg.value.clone()).unwrap_or_default();
+        let value = values.get(arg.key.as_str()).copied().or(arg.value.as_deref()).unwrap_or_default();
         let entry = format!("{}={value}", arg.key);
-        match declared.iter_mut().find(|(key, _)| *key == arg.key) {
-            Some(known) => known.1 = entry,
-            None => declared.push((&arg.key, entry)),
+        match places.entry(&arg.key) {
+            Entry::Occupied(known) => declared[*known.get()] = entry,
+            Entry::Vacant(free) => {
+                free.insert(declared.len());
+                declared.push(entry);
+            }
         }
     }
     let mut words = Vec::new();
     if !declared.is_empty() {
         words.push(format!("|{}", declared.len()));
-        words.extend(declared.into_iter().map(|(_, entry)| entry));
+        words.extend(declared);
     }
     words.extend(args.iter().cloned());
     format!("RUN {} # buildkit", words.join(" "))

@@ -40,7 +40,7 @@ pub async fn build(bridge: &dyn Bridge) -> Result<Outcome> {
     }
     let context = BuildContext::open(bridge, &config).await?;
     let entrypoint = Entrypoint::read(bridge, &config, &context).await?;
-    if config.opts.get("cmdline").is_none()
+    if !config.opts.contains_key("cmdline")
         && let Some(outcome) = forward(bridge, &config, &entrypoint).await
     {
         return outcome;

@@ -39,7 +39,7 @@ pub(super) async fn load(
     let mut context = context.clone();
     for _ in 0..=MAX_REDIRECTS {
         match load_once(answers, &context, platform, mode).await? {
-            Loaded::Done(loaded) => return Ok(loaded),
+            Loaded::Done(loaded) => return Ok(*loaded),
             Loaded::Elsewhere(input) => context.input = input,
         }
     }
@@ -48,7 +48,7 @@ pub(super) async fn load(
 }
 
 enum Loaded {
-    Done(LoadedContext),
+    Done(Box<LoadedContext>),
     /// Policy says that it is to be had from here.
     Elsewhere(String),
 }
@@ -58,7 +58,7 @@ async fn load_once(answers: &Answers<'_>, context: &NamedContext, platform: Opti
     let Some((kind, rest)) = input.split_once(':') else {
         return Err(invalid(format!("invalid context specifier {input} for {key}")));
     };
-    let plain = |graph: Graph| Loaded::Done(LoadedContext { files: ContextFiles::Graph(Some(Arc::new(graph))), image: None });
+    let plain = |graph: Graph| Loaded::Done(Box::new(LoadedContext { files: ContextFiles::Graph(Some(Arc::new(graph))), image: None }));
     let location = rest.strip_prefix("//").unwrap_or(rest);
     Ok(match kind {
         "docker-image" => return image(answers, context, location, platform, mode).await,
@@ -70,9 +70,9 @@ async fn load_once(answers: &Answers<'_>, context: &NamedContext, platform: Opti
             Some(git) => plain(named_git(input, &git.map_err(fault_of)?).into_graph()),
             None => plain(source::http(input, "context", "").named(format!("[context {key}] {input}")).into_graph()),
         },
-        "oci-layout" => Loaded::Done(oci_layout(answers, context, location, platform).await?),
-        "local" => Loaded::Done(local(answers, context, rest).await?),
-        "input" => Loaded::Done(client_input(answers, context, rest).await?),
+        "oci-layout" => Loaded::Done(Box::new(oci_layout(answers, context, location, platform).await?)),
+        "local" => Loaded::Done(Box::new(local(answers, context, rest).await?)),
+        "input" => Loaded::Done(Box::new(client_input(answers, context, rest).await?)),
         other => return Err(invalid(format!("unsupported context source {other} for {key}"))),
     })
 }
@@ -93,7 +93,7 @@ async fn image(
     mode: ResolveMode,
 ) -> Result<Loaded> {
     if written == "scratch" {
-        return Ok(Loaded::Done(LoadedContext { files: ContextFiles::Graph(None), image: None }));
+        return Ok(Loaded::Done(Box::new(LoadedContext { files: ContextFiles::Graph(None), image: None })));
     }
     let key = &context.key;
     let reference: Reference = written.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()))?;
@@ -110,10 +110,10 @@ async fn image(
     let platform = platform.unwrap_or(answers.config.native_platform()).clone();
     let source = source::image(&named.or_latest().to_string(), Some(platform), ResolveMode::Default);
     let graph = source.named(format!("[context {key}] {written}")).into_graph();
-    Ok(Loaded::Done(LoadedContext {
+    Ok(Loaded::Done(Box::new(LoadedContext {
         files: ContextFiles::Graph(Some(Arc::new(graph))),
         image: Some(ImageConfig { created: None, ..config }),
-    }))
+    })))
 }
 
 /// `name@digest`; the name is the client's content store.
