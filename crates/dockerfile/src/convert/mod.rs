@@ -356,7 +356,7 @@ impl<'a> Converter<'a> {
         let platform = image.platform().normalized();
         image.set_platform(&platform);
 
-        let mut encoder = Encoder::new(&self.plan, context.as_ref(), &self.target_platform, self.options.source.clone());
+        let mut encoder = Encoder::new(self.plan, context.as_ref(), &self.target_platform, self.options.source.clone());
         if !self.options.has_cap("exec.meta.setsdefaultpath") {
             encoder = encoder.without_default_path();
         }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llb::{LinuxResources, NetMode, SourceInfo, Ulimit};
 use oci::Platform;
@@ -34,7 +34,7 @@ pub struct Options {
     /// Instead of the file's own `check` directive.
     pub lint: Option<lint::Config>,
     /// LLB capabilities of the daemon.
-    pub caps: Vec<String>,
+    pub caps: BTreeSet<String>,
     /// The file, as errors and vertices point into it.
     pub source: SourceInfo,
     /// Convert stages that the target does not need too.
@@ -62,7 +62,7 @@ impl NoCache {
 
 impl Options {
     pub(super) fn has_cap(&self, id: &str) -> bool {
-        self.caps.iter().any(|cap| cap == id)
+        self.caps.contains(id)
     }
 
     /// The native build platform.

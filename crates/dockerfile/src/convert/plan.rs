@@ -151,7 +151,8 @@ impl Plan {
 
 /// Turns a plan into graphs.
 pub(super) struct Encoder<'a> {
-    plan: &'a Plan,
+    /// Ops move from here into the graph.
+    plan: Plan,
     context: Option<&'a Arc<Graph>>,
     default_platform: &'a Platform,
     sets_default_path: bool,
@@ -161,7 +162,7 @@ pub(super) struct Encoder<'a> {
 }
 
 impl<'a> Encoder<'a> {
-    pub fn new(plan: &'a Plan, context: Option<&'a Arc<Graph>>, default_platform: &'a Platform, info: SourceInfo) -> Self {
+    pub fn new(plan: Plan, context: Option<&'a Arc<Graph>>, default_platform: &'a Platform, info: SourceInfo) -> Self {
         let mut builder = Builder::new();
         let source = builder.source(info);
         Self { plan, context, default_platform, sets_default_path: true, builder, source, done: HashMap::new() }
@@ -198,17 +199,15 @@ impl<'a> Encoder<'a> {
     }
 
     fn encode(&mut self, id: NodeId) -> Option<Edge> {
-        let plan = self.plan;
-        let node = &plan.nodes[id.0];
-        let mut metadata = node.metadata.clone();
-        let edge = match &node.planned {
-            Planned::Source(source) => {
-                self.builder.add(Op::Source(source.op.clone()), Vec::new(), source.platform.clone(), Vec::new(), metadata)
-            }
-            Planned::Exec(exec) => self.exec(exec, metadata),
+        let node = &mut self.plan.nodes[id.0];
+        let mut metadata = std::mem::take(&mut node.metadata);
+        let place = node.place.take();
+        let edge = match std::mem::replace(&mut node.planned, Planned::Context) {
+            Planned::Source(source) => self.builder.add(Op::Source(source.op), Vec::new(), source.platform, Vec::new(), metadata),
+            Planned::Exec(exec) => self.exec(*exec, metadata),
             Planned::File { base, actions } => {
                 cap(&mut metadata, "file.base");
-                self.file(*base, actions, metadata)
+                self.file(base, actions, metadata)
             }
             Planned::Merge(parts) => {
                 let inputs: Vec<Edge> = parts.iter().filter_map(|part| self.done[part].clone()).collect();
@@ -222,13 +221,13 @@ impl<'a> Encoder<'a> {
             Planned::Graph(graph) => return graph.as_ref().and_then(|graph| self.builder.graft(graph)),
             Planned::Context => return self.context.and_then(|graph| self.builder.graft(graph)),
             Planned::Local { local, name, paths } => {
-                let local = Local { follow_paths: plan.follow_paths(*paths), ..local.clone() };
+                let local = Local { follow_paths: self.plan.follow_paths(paths), ..local };
                 let source = source::local(&local).named(name);
                 self.builder.add(Op::Source(source.op), Vec::new(), None, Vec::new(), source.metadata)
             }
         };
-        if let Some(ranges) = &node.place {
-            self.builder.location(&edge.vertex, self.source, ranges.clone());
+        if let Some(ranges) = place {
+            self.builder.location(&edge.vertex, self.source, ranges);
         }
         Some(edge)
     }
@@ -237,14 +236,15 @@ impl<'a> Encoder<'a> {
         node.and_then(|node| self.done[&node].clone())
     }
 
-    fn exec(&mut self, exec: &PlannedExec, mut metadata: Metadata) -> Edge {
-        let platform = exec.platform.clone().unwrap_or_else(|| self.default_platform.clone());
+    fn exec(&mut self, exec: PlannedExec, mut metadata: Metadata) -> Edge {
+        exec_caps(&exec, &mut metadata);
+        let platform = exec.platform.unwrap_or_else(|| self.default_platform.clone());
         let mut op = ExecOp {
-            meta: exec.meta.clone(),
+            meta: exec.meta,
             network: exec.network,
             security: exec.security,
-            secret_env: exec.secret_env.clone(),
-            cdi_devices: exec.devices.clone(),
+            secret_env: exec.secret_env,
+            cdi_devices: exec.devices,
             mounts: Vec::new(),
         };
         if self.sets_default_path {
@@ -252,7 +252,6 @@ impl<'a> Encoder<'a> {
         } else if platform.os != "windows" && !op.meta.env.iter().any(|e| e.starts_with("PATH=")) {
             op.meta.env.push(format!("PATH={}", super::image::default_path(&platform.os)));
         }
-        exec_caps(exec, &mut metadata);
         let root = PlannedMount {
             dest: "/".into(),
             source: exec.root,
@@ -261,7 +260,7 @@ impl<'a> Encoder<'a> {
             no_output: false,
             kind: MountKind::Bind,
         };
-        let mut mounts: Vec<&PlannedMount> = std::iter::once(&root).chain(&exec.mounts).collect();
+        let mut mounts: Vec<PlannedMount> = std::iter::once(root).chain(exec.mounts).collect();
         mounts.sort_by(|a, b| a.dest.cmp(&b.dest));
         let mut inputs = Inputs::default();
         let mut outputs = 0;
@@ -271,30 +270,31 @@ impl<'a> Encoder<'a> {
             let output = keeps.then_some(outputs);
             outputs += u32::from(keeps);
             op.mounts.push(Mount {
-                dest: mount.dest.clone(),
+                dest: mount.dest,
                 input,
-                selector: mount.selector.clone(),
+                selector: mount.selector,
                 output,
                 readonly: mount.readonly,
-                kind: mount.kind.clone(),
+                kind: mount.kind,
                 content_cache: ContentCache::Default,
                 result_id: String::new(),
             });
         }
-        op.mounts.extend(exec.secrets.iter().chain(&exec.ssh).cloned());
+        op.mounts.extend(exec.secrets.into_iter().chain(exec.ssh));
         self.builder.add(Op::Exec(Box::new(op)), inputs.0, Some(platform), Vec::new(), metadata)
     }
 
-    fn file(&mut self, base: Option<NodeId>, actions: &[PlannedAction], metadata: Metadata) -> Edge {
+    fn file(&mut self, base: Option<NodeId>, actions: Vec<PlannedAction>, metadata: Metadata) -> Edge {
         let mut inputs = Inputs::default();
         let base = self.resolve(base).map(|edge| inputs.index(edge));
         let from: Vec<Option<u32>> = actions.iter().map(|a| self.resolve(a.from).map(|edge| inputs.index(edge))).collect();
         let count = inputs.0.len() as u32;
-        let actions = actions.iter().zip(from).enumerate().map(|(i, (action, from))| FileAction {
+        let last = actions.len() - 1;
+        let actions = actions.into_iter().zip(from).enumerate().map(|(i, (action, from))| FileAction {
             input: if i == 0 { base } else { Some(count + i as u32 - 1) },
             secondary_input: from,
-            output: (i + 1 == actions.len()).then_some(0),
-            kind: with_owner_input(action.kind.clone(), base),
+            output: (i == last).then_some(0),
+            kind: with_owner_input(action.kind, base),
         });
         let op = FileOp { actions: actions.collect() };
         self.builder.add(Op::File(op), inputs.0, None, Vec::new(), metadata)
