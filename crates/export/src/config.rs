@@ -57,7 +57,7 @@ pub fn patch(config: &[u8], layers: &[LayerFacts], patch: Patch<'_>) -> Result<V
     if let Some(epoch) = epoch {
         clamp(&mut history, &base_history(patch.base)?, epoch);
     }
-    let mut out: BTreeMap<String, String> = object.iter().map(|(key, value)| (key.clone(), compact(value.get()))).collect();
+    let mut out: BTreeMap<String, String> = object.iter().map(|(key, value)| (key.clone(), gojson::compact(value.get()))).collect();
     if !object.contains_key("created") {
         out.insert("created".into(), json(&history.iter().rev().find_map(|entry| entry.created)));
     } else if let (Some(epoch), Some(created)) = (epoch, typed.created)
@@ -92,22 +92,6 @@ fn base_history(base: Option<&[u8]>) -> Result<Vec<History>> {
     let config =
         ImageConfig::parse(base).map_err(|e| Fault::invalid(format!("failed to unmarshal base image config: {}", fault::chain(&e))))?;
     Ok(config.history)
-}
-
-/// JSON text without space between its words and with Go's escapes.
-fn compact(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let (mut quoted, mut escaped) = (false, false);
-    for c in text.chars() {
-        match c {
-            ' ' | '\t' | '\n' | '\r' if !quoted => continue,
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => out.push_str(&format!("\\u{:04x}", c as u32)),
-            _ => out.push(c),
-        }
-        quoted ^= c == '"' && !escaped;
-        escaped = c == '\\' && !escaped;
-    }
-    out
 }
 
 /// One history entry that is not empty for each layer, each with a time.

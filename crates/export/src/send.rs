@@ -1,6 +1,6 @@
 //! The sending side of the file transfer protocol: entries first, then the files that the receiver asks for.
 use std::collections::HashMap;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc as sync_mpsc;
 use std::sync::{Arc, Mutex};
@@ -174,25 +174,25 @@ fn walk(tree: &Shared, files: Files, packets: &mpsc::Sender<Result<Batch>>) {
 }
 
 fn read_files(tree: &Shared, queue: &Mutex<sync_mpsc::Receiver<(u32, PathBuf)>>, packets: &mpsc::Sender<Result<Batch>>) {
+    let mut buffer = vec![0; CHUNK];
     loop {
         let next = queue.lock().expect("no holder of this lock panics").recv();
         let Ok((id, path)) = next else { return };
-        if let Err(fault) = read_file(tree, id, &path, packets) {
+        if let Err(fault) = read_file(tree, id, &path, &mut buffer, packets) {
             let _ = packets.blocking_send(Err(fault.context(format!("failed to send {}", path.display()))));
             return;
         }
     }
 }
 
-fn read_file(tree: &Shared, id: u32, path: &Path, packets: &mpsc::Sender<Result<Batch>>) -> Result<()> {
+fn read_file(tree: &Shared, id: u32, path: &Path, buffer: &mut [u8], packets: &mpsc::Sender<Result<Batch>>) -> Result<()> {
     let mut file = tree.open(path)?;
     loop {
-        let mut chunk = Vec::new();
-        file.by_ref().take(CHUNK as u64).read_to_end(&mut chunk)?;
-        let last = chunk.len() < CHUNK;
+        let filled = fill(&mut *file, buffer)?;
+        let last = filled < buffer.len();
         let mut batch = Batch::new();
-        if !chunk.is_empty() {
-            batch.push(Packet::Data { id, data: chunk.into() });
+        if filled > 0 {
+            batch.push(Packet::Data { id, data: Bytes::copy_from_slice(&buffer[..filled]) });
         }
         if last {
             batch.push(Packet::Data { id, data: Bytes::new() });
@@ -204,13 +204,26 @@ fn read_file(tree: &Shared, id: u32, path: &Path, packets: &mpsc::Sender<Result<
     }
 }
 
+/// Reads until the buffer is full or the file ends.
+fn fill(file: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(filled)
+}
+
 fn abandoned() -> Fault {
     Fault::new(Kind::Canceled, "the transfer was given up")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
 
     use async_trait::async_trait;
     use progress::Reporter;
