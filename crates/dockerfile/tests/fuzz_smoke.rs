@@ -7,7 +7,7 @@ use dockerfile::lint::Linter;
 use dockerfile::source::{self, Local, ResolveMode};
 use dockerfile::{Cause, Options, convert, instruction, syntax};
 use llb::Graph;
-use oci::{Digest, Platform};
+use oci::{Digest, Platform, Timestamp};
 
 /// How long the loop may run; it ends earlier after enough rounds.
 const BUDGET: Duration = Duration::from_secs(5);
@@ -51,7 +51,7 @@ impl Ask for Fixed {
         Ok(vec!["*.x".into(), "!k".into()])
     }
 
-    async fn source_date(&self, _: &Graph, _: &str) -> Result<Option<i64>, Cause> {
+    async fn source_date(&self, _: &Graph, _: &str) -> Result<Option<Timestamp>, Cause> {
         Ok(None)
     }
 }

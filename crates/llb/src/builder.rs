@@ -34,11 +34,10 @@ impl Builder {
 
     /// Adds all vertices of another graph, bytes unchanged, and returns its result.
     pub fn graft(&mut self, graph: &Graph) -> Option<Edge> {
-        let offset = self.sources.infos.len();
-        self.sources.infos.extend(graph.sources.infos.iter().cloned());
+        let sources: Vec<usize> = graph.sources.infos.iter().map(|info| self.source(info.clone())).collect();
         for (digest, locations) in &graph.sources.locations {
-            for location in locations {
-                self.locate(digest, Location { source: location.source + offset, ranges: location.ranges.clone() });
+            for location in locations.iter().filter(|l| l.source < sources.len()) {
+                self.locate(digest, Location { source: sources[location.source], ranges: location.ranges.clone() });
             }
         }
         for vertex in &graph.vertices {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use llb::Graph;
-use oci::{Digest, ImageConfig, Platform};
+use oci::{Digest, ImageConfig, Platform, Timestamp};
 
 use crate::Cause;
 use crate::source::{Local, ResolveMode};
@@ -25,8 +25,8 @@ pub trait Ask: Send + Sync {
     /// The patterns of the ignore file; none where the context is not a directory of the client.
     async fn ignore_patterns(&self) -> Result<Vec<String>, Cause>;
 
-    /// Unix seconds at which the one source of `graph` came into being: a commit, a last modification. `None` where nobody can say.
-    async fn source_date(&self, graph: &Graph, log_name: &str) -> Result<Option<i64>, Cause>;
+    /// When the one source of `graph` came into being: a commit, a last modification. `None` where nobody can say.
+    async fn source_date(&self, graph: &Graph, log_name: &str) -> Result<Option<Timestamp>, Cause>;
 
     /// The keys of an ssh host, if they can be had.
     async fn ssh_known_hosts(&self, _host: &str) -> Option<String> {

@@ -1,7 +1,7 @@
 //! ADD and COPY: one file op with an action for each source.
 use llb::progress_group::ProgressGroup;
 use llb::{Copy, FileActionKind, Metadata};
-use oci::Digest;
+use oci::{Digest, Timestamp};
 use patterns::{base, clean, join};
 
 use super::plan::{NodeId, Planned, PlannedAction, State};
@@ -148,7 +148,7 @@ impl Converter<'_> {
         source: Option<usize>,
         spec: &Spec<'_>,
         linter: &Linter,
-        epoch: Option<i64>,
+        epoch: Option<Timestamp>,
     ) -> Result<()> {
         let platform = self.platform_of(index);
         let dest = destination(&self.stages[index].state, &spec.files.dest, &platform.os)?;

@@ -2,7 +2,7 @@
 use std::collections::BTreeSet;
 
 use llb::{FileActionKind, Metadata, NetMode, Owner, Who};
-use oci::{ImageConfig, Platform};
+use oci::{ImageConfig, Platform, Timestamp};
 use patterns::Matcher;
 
 use super::plan::{Planned, PlannedAction};
@@ -67,7 +67,7 @@ impl Converter<'_> {
         stage.scan_stage |= wanted[1];
     }
 
-    async fn dispatch(&mut self, index: usize, step: &Step, epoch: Option<i64>) -> Result<()> {
+    async fn dispatch(&mut self, index: usize, step: &Step, epoch: Option<Timestamp>) -> Result<()> {
         let instruction = &step.instruction;
         let linter = self.linter.below(&instruction.comments);
         self.stages[index].in_trigger = step.is_trigger;
@@ -107,7 +107,7 @@ impl Converter<'_> {
         step: &Step,
         files: &instruction::CopyFiles,
         linter: &Linter,
-        epoch: Option<i64>,
+        epoch: Option<Timestamp>,
     ) -> Result<()> {
         let source = step.sources.first().copied();
         if source.is_some_and(|source| !self.stages[source].dispatched) {
@@ -123,7 +123,7 @@ impl Converter<'_> {
         Ok(())
     }
 
-    fn workdir(&mut self, index: usize, instruction: &Instruction, path: &str, linter: &Linter, epoch: Option<i64>) -> Result<()> {
+    fn workdir(&mut self, index: usize, instruction: &Instruction, path: &str, linter: &Linter, epoch: Option<Timestamp>) -> Result<()> {
         let stage = &mut self.stages[index];
         let platform = stage.platform.clone().unwrap_or_else(|| self.target_platform.clone());
         if !stage.workdir_set && !paths::is_absolute(path, &platform.os) {
@@ -147,7 +147,7 @@ impl Converter<'_> {
                 mode: 0o755,
                 make_parents: true,
                 owner: (!user.is_empty()).then(|| owner(user)),
-                timestamp: epoch.map_or(-1, |seconds| seconds.saturating_mul(1_000_000_000)),
+                timestamp: epoch.map_or(-1, nanos),
             };
             let planned = Planned::File { base: stage.state.files, actions: vec![PlannedAction { kind: mkdir, from: None }] };
             stage.state.files = Some(self.plan.add(planned, metadata, Some(instruction.lines)));
@@ -156,7 +156,7 @@ impl Converter<'_> {
         Ok(())
     }
 
-    fn arg(&mut self, index: usize, instruction: &Instruction, args: &[Arg], linter: &Linter, epoch: Option<i64>) -> Result<()> {
+    fn arg(&mut self, index: usize, instruction: &Instruction, args: &[Arg], linter: &Linter, epoch: Option<Timestamp>) -> Result<()> {
         let mut shown = Vec::new();
         for arg in args {
             validate::secret_name("ARG", &arg.key, instruction.lines, linter);
@@ -188,6 +188,11 @@ impl Converter<'_> {
         image::commit(&mut self.stages[index].image, format!("ARG {}", shown.join(" ")), false, epoch);
         Ok(())
     }
+}
+
+/// Unix nanoseconds.
+fn nanos(time: Timestamp) -> i64 {
+    time.unix_seconds().saturating_mul(1_000_000_000).saturating_add(i64::from(time.subsec_nanos()))
 }
 
 /// Takes over what the base's config says about processes.
@@ -222,7 +227,7 @@ fn set_workdir(stage: &mut StageState, path: &str, os: &str) -> Result<()> {
 }
 
 /// Instructions that only change the config.
-fn configure(stage: &mut StageState, at: &Instruction, command: &Command, linter: &Linter, epoch: Option<i64>) -> Result<()> {
+fn configure(stage: &mut StageState, at: &Instruction, command: &Command, linter: &Linter, epoch: Option<Timestamp>) -> Result<()> {
     let lines = at.lines;
     let text = match command {
         Command::Maintainer(author) => {

@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use llb::Graph;
+use oci::Timestamp;
 
 use super::Converter;
 use super::ask::ContextFiles;
@@ -20,7 +21,7 @@ impl Converter<'_> {
         let given = self.options.build_args.get(KEY).cloned();
         let Some(value) = given.or_else(|| self.global.get(KEY).filter(|v| !v.is_empty()).map(str::to_owned)) else { return Ok(()) };
         self.epoch = self.find_epoch(&value, stages).await?;
-        let text = self.epoch.map(|seconds| seconds.to_string());
+        let text = self.epoch.map(|time| time.unix_seconds().to_string());
         if self.options.build_args.remove(KEY).is_some() {
             self.options.build_args.extend(text.clone().map(|text| (KEY.to_owned(), text)));
         }
@@ -33,12 +34,12 @@ impl Converter<'_> {
         Ok(())
     }
 
-    async fn find_epoch(&self, value: &str, stages: &[Stage]) -> Result<Option<i64>> {
+    async fn find_epoch(&self, value: &str, stages: &[Stage]) -> Result<Option<Timestamp>> {
         if value.is_empty() {
             return Ok(None);
         }
         if let Ok(seconds) = value.parse() {
-            return Ok(Some(seconds));
+            return Ok(Some(Timestamp::from_unix(seconds, 0)));
         }
         if value == "context" {
             let context = self.ask.main_context(&[]).await.map_err(Error::caused_by)?;
@@ -60,7 +61,7 @@ impl Converter<'_> {
         self.date_of(Some(Arc::new(source.into_graph())), &log_name).await
     }
 
-    async fn date_of(&self, graph: Option<Arc<Graph>>, log_name: &str) -> Result<Option<i64>> {
+    async fn date_of(&self, graph: Option<Arc<Graph>>, log_name: &str) -> Result<Option<Timestamp>> {
         match graph {
             Some(graph) => self.ask.source_date(&graph, log_name).await.map_err(Error::caused_by),
             None => Ok(None),

@@ -43,9 +43,9 @@ pub(super) fn with_shell(image: &ImageConfig, args: &[String]) -> Vec<String> {
     line
 }
 
-pub(super) fn commit(image: &mut ImageConfig, created_by: String, layer: bool, epoch: Option<i64>) {
+pub(super) fn commit(image: &mut ImageConfig, created_by: String, layer: bool, epoch: Option<Timestamp>) {
     image.history.push(History {
-        created: epoch.map(|seconds| Timestamp::from_unix(seconds, 0)),
+        created: epoch,
         created_by,
         comment: "buildkit.dockerfile.v0".into(),
         empty_layer: !layer,

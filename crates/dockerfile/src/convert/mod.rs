@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use llb::Graph;
-use oci::{ImageConfig, Platform};
+use oci::{ImageConfig, Platform, Timestamp};
 use patterns::Matcher;
 
 pub use ask::{Ask, ContextFiles, Image, ImageRequest, LoadedContext, NamedContext};
@@ -49,8 +49,8 @@ pub struct Converted {
     pub base_image: Option<ImageConfig>,
     /// What else to look through for a bill of materials, by name.
     pub scan: BTreeMap<String, Arc<Graph>>,
-    /// Unix seconds that stand for "now".
-    pub epoch: Option<i64>,
+    /// Stands for "now".
+    pub epoch: Option<Timestamp>,
     /// A stage that is looked through runs again each time.
     pub ignore_cache: bool,
 }
@@ -78,7 +78,7 @@ struct Converter<'a> {
     build_platforms: Vec<Platform>,
     target_platform: Platform,
     global: Env,
-    epoch: Option<i64>,
+    epoch: Option<Timestamp>,
     stages: Stages,
     plan: Plan,
     context: NodeId,

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use llb::{
     CdiDevice, FileActionKind, HostIp, Meta, Metadata, Mount, MountKind, NetMode, Owner, ProxyEnv, SecretEnv, SecretOpt, Sharing, Who,
 };
+use oci::Timestamp;
 use patterns::{base, clean, join};
 
 use super::env::Masked;
@@ -21,7 +22,7 @@ use crate::{Error, Lines, Result};
 const PIPES: &str = "/dev/pipes/";
 
 impl Converter<'_> {
-    pub(super) fn run_step(&mut self, index: usize, step: &Step, run: &Run, epoch: Option<i64>) -> Result<()> {
+    pub(super) fn run_step(&mut self, index: usize, step: &Step, run: &Run, epoch: Option<Timestamp>) -> Result<()> {
         let instruction = &step.instruction;
         let linter = self.linter.below(&instruction.comments);
         let mounts: Vec<instruction::Mount> = {

@@ -9,7 +9,7 @@ use dockerfile::convert::{Ask, Image, ImageRequest, LoadedContext, NamedContext}
 use dockerfile::source::ResolveMode;
 use fault::{Context as _, Fault, Result};
 use llb::{Graph, Op, SourceOp};
-use oci::{Digest, Platform};
+use oci::{Digest, Platform, Timestamp};
 use tokio::sync::{Mutex, OnceCell};
 
 use super::context::{BuildContext, Entrypoint, solve};
@@ -96,7 +96,7 @@ impl Ask for Answers<'_> {
         Ok(patterns.to_vec())
     }
 
-    async fn source_date(&self, graph: &Graph, log_name: &str) -> Result<Option<i64>, Cause> {
+    async fn source_date(&self, graph: &Graph, log_name: &str) -> Result<Option<Timestamp>, Cause> {
         self.date(graph, log_name).await.map_err(pass)
     }
 }
@@ -106,7 +106,7 @@ pub(super) fn not_an_image(reference: &str, updated: &str) -> Fault {
 }
 
 impl Answers<'_> {
-    async fn date(&self, graph: &Graph, log_name: &str) -> Result<Option<i64>> {
+    async fn date(&self, graph: &Graph, log_name: &str) -> Result<Option<Timestamp>> {
         let mut sources = graph.vertices.iter().filter_map(|vertex| match &vertex.op {
             Op::Source(op) => Some(op),
             _ => None,
@@ -123,13 +123,13 @@ impl Answers<'_> {
             return archive::commit_date(&git.commit_object);
         }
         if let Some(modified) = meta.http.and_then(|http| http.last_modified) {
-            return Ok(Some(modified));
+            return Ok(Some(Timestamp::from_unix(modified, 0)));
         }
         let Some(filename) = op.attrs.get("http.filename").filter(|_| is_http) else { return Ok(None) };
         // Nobody says when it was made: the newest file in it may.
         let source = dockerfile::source::Source { op: op.clone(), platform: None, metadata: llb::Metadata::default() };
         let reference = solve(self.bridge, Arc::new(source.into_graph())).await?;
         let data = reference.read_file(filename, None).await?;
-        Ok(archive::newest_file(&data))
+        Ok(archive::newest_file(&data).map(|seconds| Timestamp::from_unix(seconds, 0)))
     }
 }

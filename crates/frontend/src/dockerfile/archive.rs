@@ -2,6 +2,7 @@
 use std::io::Read;
 
 use fault::Result;
+use oci::Timestamp;
 
 use super::opts::invalid;
 
@@ -86,13 +87,27 @@ fn extended_time(records: &[u8]) -> Option<i64> {
     Some(seconds - i64::from(below))
 }
 
-/// Unix seconds of a raw commit object's committer line.
-pub(super) fn commit_date(object: &[u8]) -> Result<Option<i64>> {
+/// The time on a raw commit object's committer line, in its own zone.
+pub(super) fn commit_date(object: &[u8]) -> Result<Option<Timestamp>> {
     let text = String::from_utf8_lossy(object);
     let mut headers = text.lines().take_while(|line| !line.is_empty());
     let committer = headers.find_map(|line| line.strip_prefix("committer "));
     let committer = committer.ok_or_else(|| invalid("invalid commit object: missing committer header"))?;
-    Ok(committer.rsplit_once('>').and_then(|(_, rest)| rest.split_whitespace().next()).and_then(|seconds| seconds.parse().ok()))
+    Ok(committer.rsplit_once('>').and_then(|(_, rest)| zoned(rest)))
+}
+
+/// `1700000000 +0200`
+fn zoned(text: &str) -> Option<Timestamp> {
+    let mut words = text.split_whitespace();
+    let seconds: i64 = words.next()?.parse().ok()?;
+    let zone = words.next().unwrap_or("+0000");
+    let (hours, minutes): (i64, i64) = (zone.get(1..3)?.parse().ok()?, zone.get(3..5)?.parse().ok()?);
+    let east = (hours * 3600 + minutes * 60) * if zone.starts_with('-') { -1 } else { 1 };
+    if east == 0 {
+        return Some(Timestamp::from_unix(seconds, 0));
+    }
+    let local = Timestamp::from_unix(seconds.checked_add(east)?, 0).to_string();
+    format!("{}{}:{}", local.strip_suffix('Z')?, &zone[..3], &zone[3..5]).parse().ok()
 }
 
 #[cfg(test)]
@@ -145,7 +160,8 @@ mod tests {
     #[test]
     fn reads_commit_dates() {
         let object = b"tree 0\nparent 1\nauthor A <a@b> 1 +0000\ncommitter C D <c> d@e> 1700000000 +0200\n\ncommitter x 5\n";
-        assert_eq!(commit_date(object).unwrap(), Some(1_700_000_000));
+        let date = commit_date(object).unwrap().unwrap();
+        assert_eq!((date.unix_seconds(), date.to_string().as_str()), (1_700_000_000, "2023-11-15T00:13:20+02:00"));
         assert!(commit_date(b"tree 0\n\n").is_err());
     }
 }

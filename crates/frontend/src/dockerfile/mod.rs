@@ -191,7 +191,7 @@ impl Frontend<'_> {
                 put("containerimage.base.config", base.to_bytes());
             }
             if let Some(epoch) = converted.epoch {
-                put("source.date.epoch", epoch.to_string().into_bytes());
+                put("source.date.epoch", epoch.unix_seconds().to_string().into_bytes());
             }
             refs.insert(export.id.clone(), reference.clone());
         }
