@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use content::{Hold, IngestStream};
-use fault::{Context as _, Fault};
+use fault::Fault;
 use futures_util::StreamExt as _;
 use oci::{Descriptor, Digest};
 use progress::{Reporter, Row};
@@ -60,11 +60,20 @@ impl Layers {
         }
         let source = node.state().source.clone();
         let source = source.ok_or_else(|| Error::NoSource { id: node.id, digest: blob.digest.clone() })?;
-        let permit = self.0.budget.unpacks.clone().try_acquire_owned().ok();
-        let unpack = unpack.zip(permit).map(|(diff_id, permit)| Unpacking { diff_id, permit });
         let key = format!("layer {}", blob.digest);
-        let ingest = self.content().ingest_stream(&key, Some((blob.digest.clone(), blob.size))).await?;
-        self.download(blob, &*source, ingest, unpack, cancel, reporter).await
+        loop {
+            let permit = self.0.budget.unpacks.clone().try_acquire_owned().ok();
+            let unpacking = unpack.clone().zip(permit).map(|(diff_id, permit)| Unpacking { diff_id, permit });
+            let ingest = self.content().ingest_stream(&key, Some((blob.digest.clone(), blob.size))).await?;
+            let resumed = ingest.offset() > 0;
+            match self.download(blob, &*source, ingest, unpacking, cancel, reporter).await {
+                // A power cut may have torn what was there. It is gone now, so this happens once.
+                Err(Error::Content(content::Error::Mismatch { .. })) if resumed => {
+                    tracing::warn!(digest = %blob.digest, "a partial download was damaged; starting over");
+                }
+                outcome => return Ok(outcome?),
+            }
+        }
     }
 
     /// One at a time for each blob.
@@ -89,7 +98,7 @@ impl Layers {
         unpacking: Option<Unpacking>,
         cancel: &Cancel,
         reporter: &Reporter,
-    ) -> Result<Option<Fresh>, Fault> {
+    ) -> Result<Option<Fresh>> {
         let mut row = reporter.row(blob.digest.as_str(), "", blob.size);
         row.set(ingest.offset());
         let mut feed = unpacking.map(|unpacking| self.start(blob, unpacking, &ingest, cancel)).transpose()?;
@@ -97,7 +106,7 @@ impl Layers {
         while ingest.offset() < blob.size {
             let Err(fault) = receive(blob, source, &mut ingest, feed.as_mut(), &mut row, cancel).await else { break };
             let wait = retries.next().filter(|_| fault.kind().retryable() && !cancel.is_cancelled());
-            let Some(wait) = wait else { return Err(fault).context(format!("failed to copy {}", blob.digest)) };
+            let Some(wait) = wait else { return Err(fault.context(format!("failed to copy {}", blob.digest)).into()) };
             reporter.log(2, format!("error: {fault}\nretrying in {}s\n", wait.as_secs()));
             let pause = async {
                 tokio::time::sleep(*wait).await;
@@ -112,7 +121,7 @@ impl Layers {
             None => Ok(None),
             Some(feed) => {
                 let _row = reporter.row(format!("extracting {}", blob.digest), "extracting", 0);
-                feed.end().await.map(Some)
+                Ok(Some(feed.end().await?))
             }
         }
     }

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use snapshot::{Attributes, Editor, TreeId, View};
 
 use crate::error::Result;
-use crate::node::Node;
+use crate::node::{Kind, Node};
 
 /// Stacks deeper than this are flattened before something is put on top of them or they are mounted.
 const DEEPEST: usize = 100;
 
-/// The trees to stack for a layer, few enough. The files of a flattened stack are hard links.
+/// The trees to stack for a layer: few enough, and without deletions at the bottom, which the kernel would show as devices. The files of a
+/// flattened stack are hard links.
 pub(crate) fn shallow(node: &Arc<Node>) -> Result<Vec<TreeId>> {
     let stack = node.stack()?;
-    if stack.len() <= DEEPEST {
+    if stack.len() <= DEEPEST && !rests_on_a_diff(node) {
         return Ok(stack);
     }
     let home = &node.home;
@@ -29,6 +30,22 @@ pub(crate) fn shallow(node: &Arc<Node>) -> Result<Vec<TreeId>> {
         home.remove_tree(&flat);
     }
     Ok(vec![kept])
+}
+
+/// Whether the lowest tree was made on others that are not in the stack.
+fn rests_on_a_diff(node: &Arc<Node>) -> bool {
+    let mut node = node;
+    loop {
+        if node.state().flat.is_some() {
+            return false;
+        }
+        node = match &node.kind {
+            Kind::Diff { .. } => return true,
+            Kind::Layer { parent: Some(parent) } => parent,
+            Kind::Merge { inputs } if !inputs.is_empty() => &inputs[0],
+            Kind::Layer { parent: None } | Kind::Merge { .. } | Kind::Cell { .. } => return false,
+        }
+    }
 }
 
 fn fill(view: &View, editor: &mut Editor<'_>, path: &Path) -> Result<()> {

@@ -56,7 +56,10 @@ impl Layers {
                 Some(known) => known,
                 None => self.add_image_layer(below.as_ref(), layer, &chain_id, &blob_chain_id),
             };
-            next.0.state().source = Some(source.clone());
+            let blob = next.0.state().blobs.first().map(|blob| blob.digest.clone());
+            let here = blob.map_or(Ok(None), |blob| self.content().has(&blob))?.is_some();
+            // A source keeps sessions and connections: no longer than needed.
+            next.0.state().source = (!here).then(|| source.clone());
             chains = Some((chain_id, blob_chain_id));
             below = Some(next);
         }

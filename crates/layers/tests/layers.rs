@@ -122,6 +122,21 @@ async fn a_broken_download_goes_on() {
 }
 
 #[tokio::test]
+async fn a_damaged_partial_download_starts_over() {
+    let home = Home::new();
+    let layers = home.open();
+    let (list, source) = image(&[Archive::default().file("a", "text").end()]);
+    let blob = &list[0].descriptor;
+    let mut ingest = layers.content().ingest(&format!("layer {}", blob.digest), Some((blob.digest.clone(), blob.size))).unwrap();
+    ingest.write(b"torn").unwrap();
+    drop(ingest);
+    let source = Arc::new(source);
+    let layer = layers.from_image(list, source.clone()).unwrap().unwrap();
+    layer.realize(&Cancel::new(), &Reporter::silent()).await.unwrap();
+    assert_eq!(source.fetches.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
 async fn wrong_bytes_are_refused_and_leave_nothing() {
     let home = Home::new();
     let layers = home.open();
@@ -164,6 +179,16 @@ async fn merges_and_diffs() {
     let added = layers.diff(Some(&base), Some(&one), properties("")).unwrap();
     assert_eq!(added.chain(), [one.clone()]);
     assert_eq!(listing(&added.view().unwrap()), ["/d 755 /", "/d/one 644 1"]);
+
+    let mut without = layers.draft(Some(&one), properties("")).unwrap();
+    without.editor().unwrap().remove("/d/one").unwrap();
+    let deletion = layers.diff(Some(&one), Some(&without.commit().unwrap()), properties("")).unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let mounted = deletion.mount_spec().unwrap().mount_at(target.path()).unwrap();
+    assert_eq!(std::fs::read_dir(target.path().join("d")).unwrap().count(), 0, "deletions of what is not there do not show");
+    mounted.unmount().unwrap();
+    let applied = layers.merge(&[Some(one.clone()), Some(deletion)], properties("")).unwrap();
+    assert_eq!(listing(&applied.view().unwrap()), ["/base 644 b", "/d 755 /"], "but they are applied");
 
     let sideways = layers.diff(Some(&one), Some(&two), properties("")).unwrap();
     assert!(!sideways.is_realized());
