@@ -9,6 +9,7 @@ mod context;
 mod faults;
 mod named;
 mod opts;
+mod proto_json;
 mod sbom;
 mod subrequest;
 mod table;

@@ -1,7 +1,6 @@
 //! Questions about a Dockerfile instead of a build: outline, targets, lint. The answer has no files, only metadata.
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
 use bytes::Bytes;
 use dockerfile::convert::{self, OutlineArg, OutlineMount};
 use dockerfile::instruction;
@@ -14,7 +13,8 @@ use serde_json::{Map, Value, json};
 
 use super::context::{Entrypoint, LANGUAGE};
 use super::faults::Failure;
-use super::{Frontend, table};
+use super::opts::invalid;
+use super::{Frontend, proto_json, table};
 use crate::bridge::Outcome;
 
 const DESCRIBE: &str = "frontend.subrequests.describe";
@@ -82,7 +82,7 @@ fn put(object: &mut Map<String, Value>, key: &str, value: &str) {
 }
 
 fn encoded(data: &[u8]) -> Value {
-    base64::engine::general_purpose::STANDARD.encode(data).into()
+    proto_json::base64(data).into()
 }
 
 async fn outline(frontend: &Frontend<'_>) -> Result<Outcome> {
@@ -262,16 +262,60 @@ fn op_metadata(metadata: &Metadata) -> Value {
     if !metadata.description.is_empty() {
         object.insert("description".into(), json!(metadata.description));
     }
+    if let Some(export) = metadata.export_cache {
+        object.insert("export_cache".into(), if export { json!({"Value": true}) } else { json!({}) });
+    }
     if !metadata.caps.is_empty() {
         object.insert("caps".into(), json!(metadata.caps));
+    }
+    if let Some(group) = &metadata.progress_group {
+        let mut fields = Map::new();
+        put(&mut fields, "id", &group.id);
+        put(&mut fields, "name", &group.name);
+        if group.weak {
+            fields.insert("weak".into(), true.into());
+        }
+        object.insert("progress_group".into(), fields.into());
+    }
+    if let Some(limits) = &metadata.linux_resources {
+        let numbers = [
+            ("memory", limits.memory),
+            ("memorySwap", limits.memory_swap),
+            ("cpuShares", limits.cpu_shares as i64),
+            ("cpuPeriod", limits.cpu_period as i64),
+            ("cpuQuota", limits.cpu_quota),
+        ];
+        let numbers = numbers.into_iter().filter(|(_, n)| *n != 0).map(|(key, n)| (key.to_owned(), n.into()));
+        let mut fields: Map<String, Value> = numbers.collect();
+        put(&mut fields, "cpusetCpus", &limits.cpuset_cpus);
+        put(&mut fields, "cpusetMems", &limits.cpuset_mems);
+        object.insert("linux_resources".into(), fields.into());
     }
     Value::Object(object)
 }
 
+/// Every op of the graph that a build would solve.
 async fn convert_llb(frontend: &Frontend<'_>) -> Result<Outcome> {
     let options = frontend.config.options(None, frontend.entrypoint, frontend.bridge.build());
-    let converted = dockerfile::convert(&frontend.entrypoint.data, &options, &frontend.answers(), &mut Linter::silent()).await;
-    converted.map_err(|e| Failure::File(e).into_fault(None))?;
-    // The answer is every op as protobuf's JSON, which this build does not write.
-    Err(Fault::new(Kind::Unimplemented, format!("{CONVERT} is not implemented")).with_detail(Detail::Subrequest { name: CONVERT.into() }))
+    let mut linter = Linter::new(Default::default());
+    let converted = dockerfile::convert(&frontend.entrypoint.data, &options, &frontend.answers(), &mut linter).await;
+    for warning in linter.warnings() {
+        frontend.warn(&warning).await?;
+    }
+    let graph = converted.map_err(|e| Failure::File(e).into_fault(None))?.graph;
+    let mut ops = BTreeMap::new();
+    let mut metadata = BTreeMap::new();
+    for vertex in &graph.vertices {
+        // A client's own input may hold anything.
+        let op = proto_json::op(vertex).ok_or_else(|| invalid(format!("{CONVERT} does not write nested builds")))?;
+        ops.insert(vertex.digest.to_string(), op);
+        metadata.insert(vertex.digest.to_string(), op_metadata(&vertex.metadata));
+    }
+    if let (Some(result), Some(last)) = (&graph.result, graph.encode().def.last()) {
+        let digest = Digest::of(last).to_string();
+        ops.insert(digest.clone(), proto_json::terminal(result));
+        metadata.insert(digest, op_metadata(&graph.result_metadata));
+    }
+    let source = proto_json::source_map(&graph, definition(&frontend.entrypoint.graph));
+    Ok(respond(&json!({"def": ops, "metadata": metadata, "source": source}), None, "0.1.0"))
 }
