@@ -386,11 +386,7 @@ impl Expander<'_> {
         }
         let env = &self.stage.state.env;
         let expanded = lexer.expand(word, env);
-        let unmatched = match &expanded {
-            Ok(expanded) => &expanded.unmatched,
-            Err(error) => &error.unmatched,
-        };
-        for name in unmatched {
+        for name in super::unmatched(&expanded) {
             if self.stage.args.iter().any(|arg| arg.key == *name) || NOT_IN_ENV.contains(&name.as_str()) {
                 continue;
             }

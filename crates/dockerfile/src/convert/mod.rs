@@ -34,7 +34,7 @@ pub use outline::{Outline, OutlineArg, OutlineMount};
 
 use crate::instruction::{self, Command, Dockerfile, RunSecurity, Stage};
 use crate::lint::{self, Linter};
-use crate::shell::{Lexer, Variables};
+use crate::shell::{ExpandError, Expanded, Lexer, Variables};
 use crate::text::nearest;
 use crate::{Error, Result, syntax};
 use plan::{Encoder, NodeId, Plan};
@@ -156,8 +156,9 @@ impl<'a> Converter<'a> {
         let linter = self.linter.below(&from.comments);
         let declared: BTreeSet<String> =
             self.captured.args.keys().cloned().chain(self.global.names().into_iter().map(str::to_owned)).collect();
-        let base = self.lexer.expand(&from.base, &self.global)?;
-        validate::undeclared_in_from(&declared, &base.unmatched, from.lines, &linter);
+        let base = self.lexer.expand(&from.base, &self.global);
+        validate::undeclared_in_from(&declared, unmatched(&base), from.lines, &linter);
+        let base = base?;
         if base.text.is_empty() {
             return Err(Error::new(format!("base name ({}) should not be blank", from.base)));
         }
@@ -194,11 +195,10 @@ impl<'a> Converter<'a> {
     }
 
     fn stage_platform(&self, from: &Stage, declared: &BTreeSet<String>, linter: &Linter) -> Result<(Platform, BTreeSet<String>)> {
-        let found = self
-            .lexer
-            .expand(&from.platform, &self.global)
-            .map_err(|e| Error::from(e).context("failed to process arguments for platform "))?;
-        validate::undeclared_in_from(declared, &found.unmatched, from.lines, linter);
+        let found = self.lexer.expand(&from.platform, &self.global);
+        validate::undeclared_in_from(declared, unmatched(&found), from.lines, linter);
+        // BuildKit names the expanded platform here, of which nothing is known.
+        let found = found.map_err(|e| Error::from(e).context("failed to process arguments for platform "))?;
         validate::redundant_platform(&from.platform, &found, from.lines, &self.global, linter);
         validate::constant_platform(&from.name, &found, from.lines, linter);
         let names = self.global.names();
@@ -375,6 +375,14 @@ impl<'a> Converter<'a> {
             }
         }
         Ok(Converted { graph, image, base_image: stage.base_image.clone(), scan, epoch: self.epoch, ignore_cache })
+    }
+}
+
+/// Variables that a word asked for in vain, whether it could be expanded or not.
+fn unmatched(expanded: &std::result::Result<Expanded, ExpandError>) -> &BTreeSet<String> {
+    match expanded {
+        Ok(expanded) => &expanded.unmatched,
+        Err(error) => &error.unmatched,
     }
 }
 
