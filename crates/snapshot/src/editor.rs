@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::layer::{self, Layer};
+use crate::loans::Below;
 use crate::merged::{Dir, Merged, Node, Resolved};
 use crate::metadata::{Follow, Metadata};
 use crate::{Draft, PathError, View, rel};
@@ -21,7 +22,7 @@ mod place;
 mod remove;
 
 pub use attributes::Attributes;
-pub(crate) use part::{copy_root, part};
+pub(crate) use part::{copy_root, part, separate};
 pub use place::Placed;
 
 /// A stack with a draft on top: reads as a [`View`] (to which it dereferences), writes go to the draft only.
@@ -34,6 +35,8 @@ pub struct Editor<'a> {
     draft: &'a mut Draft,
     /// The directory that [`Editor::link_file`] linked from last.
     source: Option<(Arc<Layer>, Vec<u8>, OwnedFd)>,
+    /// Read when the first file is linked.
+    below: Option<Below>,
 }
 
 impl Deref for Editor<'_> {
@@ -65,7 +68,7 @@ impl<'a> Editor<'a> {
         let top = Layer { id: draft.id(), fs: draft.fs(), committed: false, marked: AtomicBool::new(false) };
         let mut layers = vec![Arc::new(top)];
         layers.extend(lowers);
-        Self { view: View::new(layers, true), draft, source: None }
+        Self { view: View::new(layers, true), draft, source: None, below: None }
     }
 
     /// The same tree for reading; sees later changes too, as long as no one else writes the draft.

@@ -29,7 +29,7 @@ impl TreeId {
         Self::encode(now.max(last + 1))
     }
 
-    fn encode(mut number: u64) -> Self {
+    pub(crate) fn encode(mut number: u64) -> Self {
         let mut text = [b'0'; Self::LEN];
         for slot in text.iter_mut().rev() {
             *slot = b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize];

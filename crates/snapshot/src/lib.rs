@@ -21,6 +21,7 @@ mod hash;
 mod id;
 mod layer;
 mod links;
+mod loans;
 mod merged;
 mod metadata;
 mod rel;

@@ -1,7 +1,7 @@
 //! Which inodes of a draft other trees have too.
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
-use crate::TreeId;
+use crate::loans::{Drawn, Loan, Loans};
 use crate::metadata::Metadata;
 
 #[derive(Debug, Default)]
@@ -13,13 +13,13 @@ pub(crate) struct Links {
     /// The names that a linked inode was given within this draft, where it has more than the first.
     names: HashMap<(u64, u64), Vec<Vec<u8>>>,
     /// Where the linked inodes came from.
-    from: BTreeMap<TreeId, Vec<u64>>,
+    drawn: Drawn,
 }
 
 impl Links {
-    pub(crate) fn note_linked(&mut self, tree: TreeId, metadata: &Metadata) {
+    pub(crate) fn note_linked(&mut self, metadata: &Metadata, loan: Loan) {
         self.linked.insert((metadata.dev, metadata.ino));
-        self.from.entry(tree).or_default().push(metadata.ino);
+        self.drawn.insert(loan.ino, loan);
     }
 
     pub(crate) fn has_linked(&self, metadata: &Metadata) -> bool {
@@ -55,7 +55,7 @@ impl Links {
         self.linked.is_empty()
     }
 
-    pub(crate) fn sources(&self) -> &BTreeMap<TreeId, Vec<u64>> {
-        &self.from
+    pub(crate) fn loans(&self) -> Loans {
+        Loans::new(self.drawn.values().copied().collect())
     }
 }

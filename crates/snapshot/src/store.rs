@@ -1,17 +1,18 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, XattrFlags};
 
 use crate::layer::Layer;
+use crate::loans::{Ledger, Loans};
 use crate::spec::{self, MountSpec};
 use crate::trash::Trash;
-use crate::usage::{self, Usage};
+use crate::usage::{self, Share, Usage};
 use crate::{Draft, Editor, Error, OpenError, Result, TreeId, View};
 
 /// How stacks become directories that a process can use.
@@ -51,6 +52,8 @@ struct Shared {
     /// Overlay keeps its attributes under `user.` where `trusted.` is not allowed.
     userxattr: bool,
     trash: Trash,
+    ledger: Ledger,
+    separating: Mutex<()>,
     /// Held locked as long as the store is open.
     lock: File,
 }
@@ -73,7 +76,15 @@ impl Store {
         let userxattr = !may_set_trusted(&root.join("empty"));
         let backend = choose_backend(root, options.backend, userxattr)?;
         let trash = Trash::new(root.join("trash"), options.on_trash);
-        let store = Self(Arc::new(Shared { root: root.clone(), backend, userxattr, trash, lock }));
+        let store = Self(Arc::new(Shared {
+            root: root.clone(),
+            backend,
+            userxattr,
+            trash,
+            ledger: Ledger::default(),
+            separating: Mutex::default(),
+            lock,
+        }));
         store.drop_abandoned()?;
         Ok(store)
     }
@@ -103,6 +114,11 @@ impl Store {
         let work = draft.work();
         if work.exists() {
             self.0.trash.throw(&work)?;
+        }
+        let loans = draft.links().loans();
+        if !loans.is_empty() {
+            loans.save(draft.path())?;
+            self.0.ledger.put(id, Arc::new(loans));
         }
         let target = self.0.root.join("trees").join(id.as_str());
         fs::rename(draft.path(), &target).map_err(Error::io("commit", draft.path()))?;
@@ -134,12 +150,25 @@ impl Store {
 
     /// Removes a tree or a kept draft: at once from sight, later from disk. A tree that is mounted keeps working until unmounted.
     pub fn remove(&self, id: &TreeId) -> Result<()> {
-        self.0.trash.throw(&self.existing(id)?)
+        let path = self.existing(id)?;
+        self.0.ledger.forget(*id);
+        self.0.trash.throw(&path)
     }
 
-    /// Exact disk use of a tree or a kept draft, by a walk.
+    /// Disk use of a tree or a kept draft, by a walk. Of an inode that is in several trees, the tree where it was made has all of it; once
+    /// that is gone, those that are left share it evenly.
     pub fn usage(&self, id: &TreeId) -> Result<Usage> {
-        usage::measure(&self.existing(id)?.join("fs"), &HashSet::new())
+        let path = self.existing(id)?;
+        let loans = self.0.ledger.of(*id, &path)?;
+        let mut owners: HashMap<u64, bool> = HashMap::new();
+        for loan in loans.iter() {
+            owners.entry(loan.owner).or_insert_with(|| self.dir_of(&TreeId::encode(loan.owner)).exists());
+        }
+        usage::measure(&path.join("fs"), |ino| match loans.get(ino).map(|loan| owners[&loan.owner]) {
+            None => Share::Own,
+            Some(true) => Share::Lent,
+            Some(false) => Share::Orphan,
+        })
     }
 
     /// The directory with a tree's own files, as an overlay upper directory has them. Never to be written to.
@@ -165,6 +194,7 @@ impl Store {
     /// the trees exist.
     pub fn mount_spec(&self, stack: &[TreeId], top: Top<'_>) -> Result<MountSpec> {
         let layers = self.layers(stack)?;
+        self.keep_apart(&layers)?;
         let mut lowers: Vec<PathBuf> = layers.iter().map(|layer| layer.fs.clone()).collect();
         match top {
             Top::Draft(draft) => {
@@ -240,6 +270,27 @@ impl Store {
 
     pub(crate) fn trash(&self) -> &Trash {
         &self.0.trash
+    }
+
+    /// The loans of the tree whose content is at `fs`.
+    pub(crate) fn loans(&self, id: TreeId, fs: &Path) -> Result<Arc<Loans>> {
+        self.0.ledger.of(id, fs.parent().expect("content is in the tree's directory"))
+    }
+
+    /// Sees to it that no inode is in the stack (topmost first) under two names: the upper one becomes a file of its own. Copies avoid
+    /// this when they link; a merge brings trees together that did not know of each other.
+    fn keep_apart(&self, layers: &[Arc<Layer>]) -> Result<()> {
+        let loans = |layer: &Arc<Layer>| Ok((layer.id, self.loans(layer.id, &layer.fs)?));
+        let stack = layers.iter().rev().filter(|layer| layer.committed).map(loans).collect::<Result<Vec<_>>>()?;
+        for (id, inodes) in self.0.ledger.twins(&stack) {
+            let _alone = self.0.separating.lock().unwrap_or_else(PoisonError::into_inner);
+            let tree = self.dir_of(&id);
+            crate::editor::separate(&tree.join("fs"), &inodes).map_err(Error::os("copy linked files of", &tree))?;
+            let rest = self.0.ledger.of(id, &tree)?.without(&inodes);
+            rest.save(&tree)?;
+            self.0.ledger.forget(id);
+        }
+        Ok(())
     }
 
     fn dir_of(&self, id: &TreeId) -> PathBuf {

@@ -15,8 +15,19 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// Walks `root` and counts every inode once, `root` included; inodes in `borrowed` belong to another tree.
-pub(crate) fn measure(root: &Path, borrowed: &HashSet<u64>) -> Result<Usage> {
+/// Who counts the blocks of an inode with names in several trees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// This tree.
+    Own,
+    /// Another one.
+    Lent,
+    /// The tree where it was made is gone: those that have it share it evenly.
+    Orphan,
+}
+
+/// Walks `root` and counts every inode once, `root` included.
+pub(crate) fn measure(root: &Path, share: impl Fn(u64) -> Share) -> Result<Usage> {
     let mut usage = Usage::default();
     let mut seen = HashSet::new();
     let mut pending = vec![root.to_owned()];
@@ -27,8 +38,18 @@ pub(crate) fn measure(root: &Path, borrowed: &HashSet<u64>) -> Result<Usage> {
             let metadata = entry.metadata().map_err(Error::io("measure", &dir))?;
             if metadata.is_dir() {
                 pending.push(entry.path());
-            } else if metadata.nlink() > 1 && (borrowed.contains(&metadata.ino()) || !seen.insert(metadata.ino())) {
-                continue;
+            } else if metadata.nlink() > 1 {
+                if !seen.insert(metadata.ino()) {
+                    continue;
+                }
+                match share(metadata.ino()) {
+                    Share::Own => {}
+                    Share::Lent => continue,
+                    Share::Orphan => {
+                        usage.bytes += metadata.blocks() * 512 / metadata.nlink();
+                        continue;
+                    }
+                }
             }
             add(&mut usage, &metadata);
         }

@@ -1,6 +1,6 @@
 //! Work on a draft's directory as a whole.
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -68,4 +68,41 @@ fn part_one(
             Ok(())
         }
     }
+}
+
+/// Replaces the files of a committed tree that are among `inodes` by copies, one at a time and each at once: nothing that a reader sees
+/// changes but the inode number.
+pub(crate) fn separate(root: &Path, inodes: &HashSet<u64>) -> Result<(), Errno> {
+    let layer = Layer::at(root);
+    let aside = root.with_file_name("aside");
+    fs::create_dir_all(&aside).map_err(errno)?;
+    let aside_dir: OwnedFd = File::open(&aside).map_err(errno)?.into();
+    let mut copies: HashMap<u64, PathBuf> = HashMap::new();
+    let mut pending = vec![PathBuf::new()];
+    while let Some(dir) = pending.pop() {
+        let handle = layer.open_dir(dir.as_os_str().as_bytes())?;
+        let names: Vec<_> = fs::read_dir(root.join(&dir)).and_then(Iterator::collect).map_err(errno)?;
+        for name in names.iter().map(fs::DirEntry::file_name) {
+            let path = dir.join(&name);
+            let Some(stat) = layer::stat(&handle, name.as_bytes())? else { continue };
+            let metadata = Metadata::of(&stat);
+            if metadata.is_dir() {
+                pending.push(path);
+            } else if inodes.contains(&metadata.ino) {
+                let temporary = format!("{}", metadata.ino);
+                match copies.get(&metadata.ino) {
+                    Some(copy) => {
+                        rustix::fs::linkat(rustix::fs::CWD, layer.fs.join(copy), &aside_dir, temporary.as_str(), AtFlags::empty())?
+                    }
+                    None => {
+                        _ = Inode::load(&layer, &handle, name.as_bytes(), path.as_os_str().as_bytes(), metadata)?
+                            .store(&aside_dir, temporary.as_bytes())?
+                    }
+                }
+                keeping_times(&handle, || rustix::fs::renameat(&aside_dir, temporary.as_str(), &handle, &name))?;
+                copies.entry(metadata.ino).or_insert(path);
+            }
+        }
+    }
+    fs::remove_dir_all(&aside).map_err(errno)
 }

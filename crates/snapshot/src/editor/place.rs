@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::inode::{Copied, Inode};
 use super::{Attributes, Editor, Spot};
+use crate::loans::{Below, Loan, name_of};
 use crate::metadata::Entry;
 use crate::{PathError, rel};
 
@@ -21,14 +22,23 @@ pub enum Placed {
 }
 
 impl Editor<'_> {
-    /// Puts `entry` (no directory), with its metadata as it is, at `path`, where nothing may be: by a hard link, unless the entry's tree is
-    /// below this draft (two names in one stack would have one inode number, which tools take for one file), or the inode is in the draft
+    /// Puts `entry` (no directory), with its metadata as it is, at `path`, where nothing may be: by a hard link, unless the inode is below
+    /// this draft under another name (two names in one stack would have one inode number, which tools take for one file), or in the draft
     /// already (the layer would show a hard link that was not asked for), or the disk refuses; else by a copy.
     pub fn link_file(&mut self, entry: &Entry, path: impl AsRef<Path>) -> Result<Placed, PathError> {
         let path = path.as_ref();
         let spot = self.free_spot("link", path)?;
-        if self.may_link(entry, &spot) && self.link_at(entry, &spot).map_err(PathError::at("link", path))? {
-            return Ok(Placed::Linked);
+        if self.may_link(entry) {
+            let loan = self.loan(entry, &spot).map_err(|error| PathError {
+                action: "link",
+                path: path.to_owned(),
+                source: std::io::Error::other(error),
+            })?;
+            if let Some(loan) = loan
+                && self.link_at(entry, &spot, loan).map_err(PathError::at("link", path))?
+            {
+                return Ok(Placed::Linked);
+            }
         }
         self.copy_at(entry, &spot, &Attributes::default()).map_err(PathError::at("copy", path))
     }
@@ -40,7 +50,7 @@ impl Editor<'_> {
         self.copy_at(entry, &spot, change).map_err(PathError::at("copy", path))
     }
 
-    fn may_link(&self, entry: &Entry, spot: &Spot) -> bool {
+    fn may_link(&self, entry: &Entry) -> bool {
         if entry.metadata.is_dir() || self.draft.links().has_linked(&entry.metadata) {
             return false;
         }
@@ -48,12 +58,28 @@ impl Editor<'_> {
         if !entry.layer.committed && !entry.layer.is_cell() {
             return false;
         }
-        let beneath = self.merged().layers.iter().any(|layer| layer.id == entry.layer.id);
-        !beneath || entry.rel() == spot.path()
+        true
+    }
+
+    /// What linking it would be; `None` if this would give a file of the stack below a second name.
+    fn loan(&mut self, entry: &Entry, spot: &Spot) -> crate::Result<Option<Loan>> {
+        let store = self.draft.store().clone();
+        let id = entry.layer.id;
+        let origin = if entry.layer.committed { store.loans(id, &entry.layer.fs)?.get(entry.metadata.ino).copied() } else { None };
+        let source_name = name_of(entry.rel());
+        let (owner, owner_name) = origin.map_or((id.number(), source_name), |loan| (loan.owner, loan.owner_name));
+        let loan = Loan { ino: entry.metadata.ino, owner, owner_name, name: name_of(&spot.path()) };
+        if self.below.is_none() {
+            let lowers = self.merged().layers.iter().skip(1);
+            let loans: Vec<_> = lowers.map(|layer| Ok((layer.id, store.loans(layer.id, &layer.fs)?))).collect::<crate::Result<_>>()?;
+            self.below = Some(Below::new(loans.into_iter()));
+        }
+        let below = self.below.as_ref().expect("set above");
+        Ok((!below.conflicts(&loan, id, source_name)).then_some(loan))
     }
 
     /// False if this file or this disk takes no further link.
-    fn link_at(&mut self, entry: &Entry, spot: &Spot) -> Result<bool, Errno> {
+    fn link_at(&mut self, entry: &Entry, spot: &Spot, loan: Loan) -> Result<bool, Errno> {
         let upper = self.upper(&spot.dir)?;
         self.clear_whiteout(&upper, &spot.name)?;
         let (dir, name) = rel::split(entry.rel()).expect("no directory is linked");
@@ -64,7 +90,7 @@ impl Editor<'_> {
         }
         match rustix::fs::linkat(source, name, &upper, spot.name.as_slice(), AtFlags::empty()) {
             Ok(()) => {
-                self.draft.links_mut().note_linked(entry.layer.id, &entry.metadata);
+                self.draft.links_mut().note_linked(&entry.metadata, loan);
                 Ok(true)
             }
             Err(Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::ACCESS) => Ok(false),
