@@ -6,7 +6,8 @@ use fault::{Fault, Kind, Result};
 use frontend::{Bridge, Outcome, Ref};
 
 use crate::bridge::BuildBridge;
-use crate::build::{Build, unsupported};
+use crate::build::Build;
+use crate::container::BuildContainer;
 use crate::gateway::{Container, ContainerRequest, Gateway};
 
 pub struct Driven {
@@ -42,7 +43,7 @@ impl Gateway for Driven {
         None
     }
 
-    async fn container(&self, _: ContainerRequest) -> Result<Arc<dyn Container>> {
-        Err(unsupported("a container that the client starts (NewContainer)"))
+    async fn container(&self, request: ContainerRequest) -> Result<Arc<dyn Container>> {
+        Ok(BuildContainer::open(self.build.clone(), request).await?)
     }
 }

@@ -30,6 +30,11 @@ impl Tree {
         Ok(Self { layer: Some(layer), view: Some(view) })
     }
 
+    /// Files that the caller keeps.
+    pub fn of(view: View) -> Self {
+        Self { layer: None, view: Some(view) }
+    }
+
     pub async fn read_file(&self, path: &str, range: Option<(u64, u64)>) -> Result<Bytes> {
         self.with(path, "open", move |view, path| {
             let entry = view.require(path, Follow::Yes).map_err(|e| path_fault("open", path, &e))?;

@@ -9,6 +9,7 @@ pub mod board;
 mod bridge;
 mod build;
 mod builds;
+mod container;
 mod driven;
 mod entitlement;
 mod exports;

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use fault::Fault;
 use kv::Batch;
-use snapshot::{MountSpec, Top};
+use snapshot::{MountSpec, Top, TreeId, View};
 use task::Cancel;
 use tokio::sync::watch;
 
@@ -153,12 +153,19 @@ impl Cell {
 
     /// How to mount the cell, on top of its base.
     pub fn mount_spec(&self) -> Result<MountSpec> {
-        let home = &self.layer.0.home;
-        let stack = match &self.layer.0.kind {
-            Kind::Cell { base: Some(base), .. } => base.stack()?,
-            _ => Vec::new(),
-        };
-        Ok(home.trees().mount_spec(&stack, Top::Draft(&self.tree))?)
+        Ok(self.layer.0.home.trees().mount_spec(&self.base()?, Top::Draft(&self.tree))?)
+    }
+
+    /// The base and the cell as one, as they are now.
+    pub fn view(&self) -> Result<View> {
+        Ok(self.layer.0.home.trees().view_with(&self.base()?, &self.tree)?)
+    }
+
+    fn base(&self) -> Result<Vec<TreeId>> {
+        match &self.layer.0.kind {
+            Kind::Cell { base: Some(base), .. } => base.stack(),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// For reading and writing the files directly; see [`snapshot::Store::edit`] and [`snapshot::Store::view`].

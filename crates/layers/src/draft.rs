@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use snapshot::{Editor, MountSpec, Top, TreeId};
+use snapshot::{Editor, MountSpec, Top, TreeId, View};
 
 use crate::error::Result;
 use crate::node::{Kind, Layer, State};
@@ -58,6 +58,11 @@ impl Draft {
     /// Reads the parent and the draft as one, writes to the draft. No mount is involved.
     pub fn editor(&mut self) -> Result<Editor<'_>> {
         Ok(self.home.0.trees.edit(&self.stack, &mut self.tree)?)
+    }
+
+    /// The parent and the draft as one, as they are now.
+    pub fn view(&self) -> Result<View> {
+        Ok(self.home.0.trees.view_with(&self.stack, &self.tree)?)
     }
 
     /// How to mount the draft on top of its parent.

@@ -226,6 +226,13 @@ impl Store {
         Ok(View::new(self.layers(stack)?, false))
     }
 
+    /// The merged view of `stack` with what is in a draft on top by now. What it shows of a draft that is being written may be out of date.
+    pub fn view_with(&self, stack: &[TreeId], draft: &Draft) -> Result<View> {
+        let mut layers = self.layers(stack)?;
+        layers.insert(0, Arc::new(Layer { id: draft.id(), fs: draft.fs(), committed: false, marked: AtomicBool::new(false) }));
+        Ok(View::new(layers, false))
+    }
+
     /// The merged view of `stack` with a draft on top that takes the changes.
     pub fn edit<'a>(&self, stack: &[TreeId], draft: &'a mut Draft) -> Result<Editor<'a>> {
         let lowers = self.layers(stack)?;

@@ -18,7 +18,7 @@ use crate::platforms;
 pub struct Steps {
     pub layers: Layers,
     pub sources: Sources,
-    pub exec: Exec,
+    pub exec: Arc<Exec>,
     pub host: Platform,
 }
 

@@ -63,6 +63,7 @@ pub struct Worker {
     content: content::Store,
     pub(crate) sources: Sources,
     exporters: Exporters,
+    exec: Arc<Exec>,
     engine: Engine,
     index: Index,
     _background: Background,
@@ -89,12 +90,9 @@ impl Worker {
             Runtime::Oci(binary) => Arc::new(sandbox::OciRuntime::new(binary.clone(), settings.sandbox)?),
         };
         let found = if settings.platforms.is_empty() { platforms::detect() } else { settings.platforms };
-        let steps = Steps {
-            layers: layers.clone(),
-            sources: sources.clone(),
-            exec: Exec { layers: layers.clone(), runtime, log_limits: settings.log_limits, sockets: root.join("sockets") },
-            host: Platform::host(),
-        };
+        let exec = Exec { layers: layers.clone(), runtime, log_limits: settings.log_limits, sockets: root.join("sockets") };
+        let exec = Arc::new(exec);
+        let steps = Steps { layers: layers.clone(), sources: sources.clone(), exec: exec.clone(), host: Platform::host() };
         let index = Index::new(db);
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
         Ok(Self {
@@ -107,6 +105,7 @@ impl Worker {
             content,
             sources,
             exporters,
+            exec,
             engine,
             index,
         })
@@ -131,6 +130,11 @@ impl Worker {
 
     pub fn exporters(&self) -> &Exporters {
         &self.exporters
+    }
+
+    /// What runs processes.
+    pub fn exec(&self) -> &Arc<Exec> {
+        &self.exec
     }
 
     /// With `rescan`, platforms that became executable since are added; none ever leaves.

@@ -91,7 +91,7 @@ impl Processes {
         let security = match proto::pb::SecurityMode::try_from(init.security) {
             Ok(proto::pb::SecurityMode::Sandbox) => llb::SecurityMode::Sandbox,
             Ok(proto::pb::SecurityMode::Insecure) => llb::SecurityMode::Insecure,
-            Err(_) => return Err(Status::invalid_argument(format!("unknown security mode {}", init.security))),
+            Err(_) => return Err(Status::invalid_argument(format!("invalid security mode {}", init.security))),
         };
         let wanted = |fd: u32| init.fds.contains(&fd).then(|| mpsc::channel::<Bytes>(QUEUE)).unzip();
         let ((stdin, input), (out_sender, stdout), (err_sender, stderr)) = (wanted(0), wanted(1), wanted(2));

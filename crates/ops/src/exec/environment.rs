@@ -2,15 +2,18 @@
 use std::net::IpAddr;
 
 use fault::{Fault, Kind};
-use llb::{ExecOp, HostIp};
+use llb::{HostIp, Meta, SecretEnv};
 use session::Group;
 
-const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The default `PATH`.
+pub const UNIX_PATH: (&str, &str) = ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+/// The default `PATH` where the platform is Windows.
+pub const WINDOWS_PATH: (&str, &str) = ("PATH", "c:\\Windows\\System32;c:\\Windows;C:\\Windows\\System32\\WindowsPowerShell\\v1.0");
 
-/// The op's own variables, the proxy's in both cases, a default `PATH`, then secrets.
-pub async fn variables(op: &ExecOp, sessions: &Group) -> fault::Result<Vec<String>> {
-    let mut env = op.meta.env.clone();
-    if let Some(proxy) = &op.meta.proxy_env {
+/// The process's own variables, the proxy's in both cases, those of `defaults` that it has not, then secrets.
+pub async fn variables(meta: &Meta, secrets: &[SecretEnv], defaults: &[(&str, &str)], sessions: &Group) -> fault::Result<Vec<String>> {
+    let mut env = meta.env.clone();
+    if let Some(proxy) = &meta.proxy_env {
         for (name, value) in [
             ("HTTP_PROXY", &proxy.http_proxy),
             ("HTTPS_PROXY", &proxy.https_proxy),
@@ -24,10 +27,12 @@ pub async fn variables(op: &ExecOp, sessions: &Group) -> fault::Result<Vec<Strin
             }
         }
     }
-    if !env.iter().any(|v| v.starts_with("PATH=")) {
-        env.push(DEFAULT_PATH.to_owned());
+    for (name, value) in defaults {
+        if !env.iter().any(|v| v.strip_prefix(name).is_some_and(|rest| rest.starts_with('='))) {
+            env.push(format!("{name}={value}"));
+        }
     }
-    for secret in &op.secret_env {
+    for secret in secrets {
         match find_secret(sessions, &secret.id).await? {
             Some(value) => {
                 let text = String::from_utf8(value.to_vec())
@@ -68,15 +73,16 @@ pub fn hosts(extra: &[HostIp]) -> fault::Result<Vec<(String, IpAddr)>> {
 
 #[cfg(test)]
 mod tests {
-    use llb::{Meta, ProxyEnv};
+    use llb::ProxyEnv;
 
     use super::*;
 
     #[tokio::test]
     async fn order_is_own_proxy_path() {
         let proxy = ProxyEnv { http_proxy: "http://p".into(), ..ProxyEnv::default() };
-        let op = ExecOp { meta: Meta { env: vec!["A=1".into()], proxy_env: Some(proxy), ..Meta::default() }, ..ExecOp::default() };
-        let env = variables(&op, &Group::default()).await.unwrap();
-        assert_eq!(env, ["A=1", "HTTP_PROXY=http://p", "http_proxy=http://p", DEFAULT_PATH]);
+        let meta = Meta { env: vec!["A=1".into()], proxy_env: Some(proxy), ..Meta::default() };
+        let defaults = [("A", "2"), ("PATH", "/bin")];
+        let env = variables(&meta, &[], &defaults, &Group::default()).await.unwrap();
+        assert_eq!(env, ["A=1", "HTTP_PROXY=http://p", "http_proxy=http://p", "PATH=/bin"]);
     }
 }

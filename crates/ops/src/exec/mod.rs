@@ -1,6 +1,6 @@
 //! The exec op: one process in a container, on the layers that are its inputs.
 //!
-//! Start at [`Exec::run`]. `mounts` turns the op's mounts into trees and the sandbox's mounts, and commits them afterwards;
+//! Start at [`Exec::run`]. Containers that are no steps use the parts of it: [`Prepared`] turns mounts into trees and the sandbox's mounts, and commits them afterwards;
 //! `environment` makes what the process sees; `log` carries its output.
 mod environment;
 mod log;
@@ -9,16 +9,17 @@ mod stubs;
 
 use std::sync::{Arc, Mutex};
 
-use fault::{Classified, Detail, Fault, Kind};
+use fault::{Classified, Detail, Kind};
 use layers::{Layer, Layers};
-use llb::{ExecOp, LinuxResources, Vertex};
+use llb::{ExecOp, LinuxResources, Meta, NetMode, SecurityMode, Vertex};
 use progress::Reporter;
 use sandbox::{Container, Exit, Input, Io, Network, Output, Process, Resources, Rlimit, Runtime, Security};
 use session::Group;
 use task::Cancel;
 
+pub use environment::{UNIX_PATH, WINDOWS_PATH, hosts, variables};
 pub use log::{LogLimits, StepLog};
-pub use mounts::Prepared;
+pub use mounts::{Prepared, Wanted};
 
 /// What all exec ops of a worker share.
 pub struct Exec {
@@ -66,43 +67,37 @@ impl Classified for ExitError {
 impl Exec {
     /// Runs the op; one result for each of its outputs.
     pub async fn run(&self, request: Request<'_>) -> fault::Result<Vec<Option<Layer>>> {
-        let Request { vertex, op, reporter, cancel, .. } = &request;
-        let mut prepared = Prepared::new(self, &request).await?;
-        let id = vertex_container_id(vertex);
+        let Request { vertex, op, inputs, sessions, reporter, cancel } = request;
+        let owner = format!("exec {}", op.meta.args.join(" "));
+        let wanted = Wanted {
+            mounts: &op.mounts,
+            inputs,
+            cwd: &op.meta.cwd,
+            owner: &owner,
+            fresh_caches: vertex.metadata.ignore_cache,
+            sessions,
+            cancel,
+        };
+        let mut prepared = Prepared::new(self, &wanted).await?;
+        let id = container_id(&vertex.digest.hex()[..16]);
         let container = Container {
             root_readonly: prepared.root_readonly(),
             mounts: prepared.take_mounts(),
             hostname: op.meta.hostname.clone(),
-            hosts: environment::hosts(&op.meta.extra_hosts)?,
-            network: match op.network {
-                llb::NetMode::Unset => Network::Default,
-                llb::NetMode::Host => Network::Host,
-                llb::NetMode::None => Network::None,
-            },
+            hosts: hosts(&op.meta.extra_hosts)?,
+            network: network(op.network),
             resources: resources(vertex.metadata.linux_resources.as_ref()),
             cgroup_parent: op.meta.cgroup_parent.clone(),
-            security: match op.security {
-                llb::SecurityMode::Sandbox => Security::Sandbox,
-                llb::SecurityMode::Insecure => Security::Insecure,
-            },
+            security: security(op.security),
             recursive_stubs: op.meta.remove_mount_stubs_recursive,
             ..Container::new(id, prepared.root())
         };
-        let process = process(op, environment::variables(op, request.sessions).await?);
-        let outcome = self.supervise(container, process, reporter, cancel).await;
-        let exit = match outcome {
-            Ok(exit) => exit,
-            Err(fault) => {
-                prepared.discard().await;
-                return Err(fault);
-            }
-        };
+        let process = process(&op.meta, variables(&op.meta, &op.secret_env, &[UNIX_PATH], sessions).await?, false);
+        let exit = self.supervise(container, process, reporter, cancel).await?;
         if !allowed(op, &exit) {
-            let failure: Fault = ExitError { command: quote(&op.meta.args.join(" ")), code: exit.code, oom: exit.oom_killed }.into();
-            prepared.discard().await;
-            return Err(failure);
+            return Err(ExitError { command: quote(&op.meta.args.join(" ")), code: exit.code, oom: exit.oom_killed }.into());
         }
-        prepared.commit(op, exit.stubs).await
+        prepared.commit(exit.stubs).await
     }
 
     /// Runs the process with its output going to the step's log.
@@ -134,9 +129,25 @@ fn allowed(op: &ExecOp, exit: &Exit) -> bool {
     }
 }
 
-fn process(op: &ExecOp, env: Vec<String>) -> Process {
-    let rlimits = op.meta.ulimits.iter().map(|u| Rlimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect();
-    Process { args: op.meta.args.clone(), env, cwd: op.meta.cwd.clone(), user: op.meta.user.clone(), tty: false, rlimits }
+/// `env` is all of its environment, as [`variables`] gives it.
+pub fn process(meta: &Meta, env: Vec<String>, tty: bool) -> Process {
+    let rlimits = meta.ulimits.iter().map(|u| Rlimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect();
+    Process { args: meta.args.clone(), env, cwd: meta.cwd.clone(), user: meta.user.clone(), tty, rlimits }
+}
+
+pub fn network(mode: NetMode) -> Network {
+    match mode {
+        NetMode::Unset => Network::Default,
+        NetMode::Host => Network::Host,
+        NetMode::None => Network::None,
+    }
+}
+
+pub fn security(mode: SecurityMode) -> Security {
+    match mode {
+        SecurityMode::Sandbox => Security::Sandbox,
+        SecurityMode::Insecure => Security::Insecure,
+    }
 }
 
 /// LLB's zeroes mean "not limited".
@@ -154,11 +165,11 @@ fn resources(given: Option<&LinuxResources>) -> Resources {
     }
 }
 
-/// Unique among running containers: a vertex runs once at a time, but an ignoring and a joining instance share its digest.
-fn vertex_container_id(vertex: &Vertex) -> String {
+/// Unique among containers of all daemons; begins with `prefix`, of which only letters, digits, `-` and `_` may consist.
+pub fn container_id(prefix: &str) -> String {
     use std::sync::atomic::{AtomicU64, Ordering};
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{}-{}", &vertex.digest.hex()[..16], std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    format!("{prefix}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// As Go's `%q` prints a string, which is how clients know this message.

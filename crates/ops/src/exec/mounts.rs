@@ -1,17 +1,34 @@
-//! The mounts of an exec: which trees it sees, which of them it may write, and what becomes of them.
+//! The mounts of a container: which trees it sees, which of them it may write, and what becomes of them.
 use std::path::{Path, PathBuf};
 
 use fault::{Context as _, Fault, Kind, Result};
 use layers::{Cell, Draft, Layer, Properties, Sharing as CellSharing};
-use llb::{ExecOp, MountKind, Sharing};
+use llb::{MountKind, Sharing};
 use sandbox::{Mount, MountSource};
-use snapshot::MountSpec;
+use session::Group;
+use snapshot::{MountSpec, View};
+use task::Cancel;
 
 use super::environment::{find_secret, missing_secret};
-use super::{Exec, Request, stubs};
+use super::{Exec, stubs};
 use crate::ssh::Forward;
 
-/// One mount of the op with what stands behind it.
+/// The mounts to prepare, and for whom.
+pub struct Wanted<'a> {
+    pub mounts: &'a [llb::Mount],
+    /// What the mounts' inputs count in; realized.
+    pub inputs: &'a [Option<Layer>],
+    /// Where relative destinations start.
+    pub cwd: &'a str,
+    /// Who it is, in the words of descriptions.
+    pub owner: &'a str,
+    /// Empty cache mounts first.
+    pub fresh_caches: bool,
+    pub sessions: &'a Group,
+    pub cancel: &'a Cancel,
+}
+
+/// One mount with what stands behind it.
 enum Backing {
     /// Changes are kept as the output with this index, or thrown away.
     Draft {
@@ -24,7 +41,7 @@ enum Backing {
         output: Option<u32>,
     },
     Cache {
-        _cell: Cell,
+        cell: Cell,
     },
     /// Kept alive for as long as the process runs.
     Socket {
@@ -33,9 +50,11 @@ enum Backing {
     Nothing,
 }
 
-/// The mounts of one run.
+/// The mounts of one container. What was written to them is thrown away with it, unless it is committed.
 pub struct Prepared {
     backings: Vec<Backing>,
+    /// Which mount is the root.
+    root_index: Option<usize>,
     root: MountSpec,
     root_readonly: bool,
     mounts: Vec<Mount>,
@@ -43,28 +62,35 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    pub async fn new(exec: &Exec, request: &Request<'_>) -> Result<Self> {
-        let op = request.op;
-        let mut order: Vec<usize> = (0..op.mounts.len()).collect();
-        order.sort_by_key(|&i| depth(&destination(op, i)));
+    pub async fn new(exec: &Exec, wanted: &Wanted<'_>) -> Result<Self> {
+        let count = wanted.mounts.len();
+        let mut order: Vec<usize> = (0..count).collect();
+        order.sort_by_key(|&i| depth(&destination(wanted, i)));
         let mut prepared = Self {
-            backings: (0..op.mounts.len()).map(|_| Backing::Nothing).collect(),
+            backings: (0..count).map(|_| Backing::Nothing).collect(),
+            root_index: None,
             root: MountSpec::Bind { path: PathBuf::new(), readonly: true },
             root_readonly: false,
             mounts: Vec::new(),
-            outputs: op.mounts.iter().filter(|m| has_output(m)).count(),
+            outputs: wanted.mounts.iter().filter(|m| has_output(m)).count(),
         };
         for index in order {
-            prepared.add(exec, request, index).await?;
+            prepared.add(exec, wanted, index).await?;
         }
-        Ok(prepared)
+        match prepared.root_index {
+            Some(_) => Ok(prepared),
+            None => Err(Fault::invalid("a container needs a mount at /")),
+        }
     }
 
-    async fn add(&mut self, exec: &Exec, request: &Request<'_>, index: usize) -> Result<()> {
-        let mount = &request.op.mounts[index];
-        let dest = destination(request.op, index);
+    async fn add(&mut self, exec: &Exec, wanted: &Wanted<'_>, index: usize) -> Result<()> {
+        let mount = &wanted.mounts[index];
+        let dest = destination(wanted, index);
+        if dest == "/" && !matches!(mount.kind, MountKind::Bind) {
+            return Err(Fault::invalid("invalid mount type for /: the root is a bind mount"));
+        }
         let input = match mount.input {
-            Some(input) => request
+            Some(input) => wanted
                 .inputs
                 .get(input as usize)
                 .cloned()
@@ -72,16 +98,16 @@ impl Prepared {
             None => None,
         };
         let (source, backing) = match &mount.kind {
-            MountKind::Bind => self.bind(exec, request, index, input)?,
+            MountKind::Bind => self.bind(exec, wanted, index, input)?,
             MountKind::Cache { id, sharing } => {
                 let key = if id.is_empty() { &dest } else { id };
-                if request.vertex.metadata.ignore_cache {
+                if wanted.fresh_caches {
                     exec.layers.clear_cells(key, input.as_ref())?;
                 }
-                let properties = Properties::new(describe("cached mount", &dest, request.op)).of_type("exec.cachemount");
-                let cell = exec.layers.cell(key, input.as_ref(), cell_sharing(*sharing), properties, request.cancel).await?;
+                let properties = Properties::new(describe("cached mount", &dest, wanted)).of_type("exec.cachemount");
+                let cell = exec.layers.cell(key, input.as_ref(), cell_sharing(*sharing), properties, wanted.cancel).await?;
                 let spec = cell.mount_spec()?;
-                (Some(spec), Backing::Cache { _cell: cell })
+                (Some(spec), Backing::Cache { cell })
             }
             MountKind::Tmpfs { size } => {
                 let size = u64::try_from(*size).ok().filter(|s| *s > 0);
@@ -89,7 +115,7 @@ impl Prepared {
                 return Ok(());
             }
             MountKind::Secret(opt) => {
-                match find_secret(request.sessions, &opt.id).await? {
+                match find_secret(wanted.sessions, &opt.id).await? {
                     Some(data) => {
                         let source = MountSource::Secret { data, uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 };
                         self.mounts.push(Mount { dest, source, readonly: true });
@@ -100,7 +126,7 @@ impl Prepared {
                 return Ok(());
             }
             MountKind::Ssh(opt) => {
-                match Forward::open(&exec.sockets, request.sessions, &opt.id).await? {
+                match Forward::open(&exec.sockets, wanted.sessions, &opt.id).await? {
                     Some(forward) => {
                         let source =
                             MountSource::Socket { path: forward.path().to_owned(), uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 };
@@ -117,6 +143,7 @@ impl Prepared {
         let Some(spec) = source else { return Ok(()) };
         if dest == "/" {
             self.root = spec;
+            self.root_index = Some(index);
             self.root_readonly = mount.readonly;
         } else {
             let selector = mount.selector.trim_matches('/').to_owned();
@@ -125,16 +152,15 @@ impl Prepared {
         Ok(())
     }
 
-    fn bind(&self, exec: &Exec, request: &Request<'_>, index: usize, input: Option<Layer>) -> Result<(Option<MountSpec>, Backing)> {
-        let mount = &request.op.mounts[index];
+    fn bind(&self, exec: &Exec, wanted: &Wanted<'_>, index: usize, input: Option<Layer>) -> Result<(Option<MountSpec>, Backing)> {
+        let mount = &wanted.mounts[index];
         if mount.readonly
             && let Some(layer) = input
         {
             let spec = layer.mount_spec()?;
             return Ok((Some(spec), Backing::Input { layer: Some(layer), output: mount.output }));
         }
-        let dest = destination(request.op, index);
-        let description = describe("mount", &dest, request.op);
+        let description = describe("mount", &destination(wanted, index), wanted);
         let draft = exec.layers.draft(input.as_ref(), Properties::new(description))?;
         let spec = draft.mount_spec()?;
         Ok((Some(spec), Backing::Draft { draft, output: mount.output }))
@@ -152,24 +178,26 @@ impl Prepared {
         std::mem::take(&mut self.mounts)
     }
 
-    /// Throws away what was written.
-    pub async fn discard(self) {
-        drop(self.backings);
+    /// What the mount with this index shows now; `None` if it holds no files of ours.
+    pub fn view(&self, index: usize) -> Result<Option<View>> {
+        Ok(match self.backings.get(index) {
+            Some(Backing::Draft { draft, .. }) => Some(draft.view()?),
+            Some(Backing::Input { layer: Some(layer), .. }) => Some(layer.view()?),
+            Some(Backing::Input { layer: None, .. }) => Some(View::empty()),
+            Some(Backing::Cache { cell }) => Some(cell.view()?),
+            Some(Backing::Socket { .. } | Backing::Nothing) | None => None,
+        })
     }
 
     /// Makes layers of what is kept. `stubs` are mount points that were made in the root for other mounts; they are no part of the result.
-    pub async fn commit(self, op: &ExecOp, stubs: Vec<PathBuf>) -> Result<Vec<Option<Layer>>> {
-        let outputs = self.outputs;
-        let roots: Vec<bool> = (0..op.mounts.len()).map(|i| destination(op, i) == "/").collect();
+    pub async fn commit(self, stubs: Vec<PathBuf>) -> Result<Vec<Option<Layer>>> {
         task::blocking(move || {
-            let mut results: Vec<Option<Layer>> = vec![None; outputs];
-            for (backing, is_root) in self.backings.into_iter().zip(roots) {
+            let mut results: Vec<Option<Layer>> = vec![None; self.outputs];
+            for (index, backing) in self.backings.into_iter().enumerate() {
                 let (output, layer) = match backing {
                     Backing::Draft { draft, output: Some(output) } => {
-                        if is_root {
-                            stubs::remove(&draft.own_files(), &stubs).context("failed to remove mount points")?;
-                        }
-                        (output, Some(draft.commit()?))
+                        let stubs = if self.root_index == Some(index) { stubs.as_slice() } else { &[] };
+                        (output, Some(committed(draft, stubs)?))
                     }
                     Backing::Input { layer, output: Some(output) } => (output, layer),
                     _ => continue,
@@ -185,14 +213,19 @@ impl Prepared {
     }
 }
 
+fn committed(draft: Draft, stubs: &[PathBuf]) -> Result<Layer> {
+    stubs::remove(&draft.own_files(), stubs).context("failed to remove mount points")?;
+    Ok(draft.commit()?)
+}
+
 /// How many outputs an exec has: one for each bind mount that keeps its changes.
 fn has_output(mount: &llb::Mount) -> bool {
     matches!(mount.kind, MountKind::Bind) && mount.output.is_some()
 }
 
 /// A relative destination starts at the working directory.
-fn destination(op: &ExecOp, index: usize) -> String {
-    let path = Path::new("/").join(&op.meta.cwd).join(&op.mounts[index].dest);
+fn destination(wanted: &Wanted<'_>, index: usize) -> String {
+    let path = Path::new("/").join(wanted.cwd).join(&wanted.mounts[index].dest);
     let mut clean = PathBuf::from("/");
     for part in path.components() {
         match part {
@@ -211,8 +244,8 @@ fn depth(dest: &str) -> (usize, String) {
     (dest.split('/').filter(|p| !p.is_empty()).count(), dest.to_owned())
 }
 
-fn describe(what: &str, dest: &str, op: &ExecOp) -> String {
-    format!("{what} {dest} from exec {}", op.meta.args.join(" "))
+fn describe(what: &str, dest: &str, wanted: &Wanted<'_>) -> String {
+    format!("{what} {dest} from {}", wanted.owner)
 }
 
 fn cell_sharing(sharing: Sharing) -> CellSharing {
