@@ -43,6 +43,7 @@ pub(crate) fn for_client(fault: Fault, graph: &Graph) -> Fault {
             filename: info.filename.clone(),
             language: info.language.clone(),
             data: info.data.to_vec(),
+            definition: info.definition.as_ref().map(|bytes| bytes.to_vec()).unwrap_or_default(),
             ranges: location.ranges.iter().map(|r| fault::Range { start: r.start, end: r.end }).collect(),
         })
     });

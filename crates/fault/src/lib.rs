@@ -77,6 +77,8 @@ pub enum Detail {
         filename: String,
         language: String,
         data: Vec<u8>,
+        /// The marshalled LLB that the file comes from; empty for none.
+        definition: Vec<u8>,
         ranges: Vec<Range>,
     },
     Frontend {

@@ -85,9 +85,12 @@ fn rule(rule: pb::Rule) -> Result<Rule, Status> {
         Ok(pb::PolicyAction::Allow) => Action::Allow,
         Ok(pb::PolicyAction::Deny) => Action::Deny,
         Ok(pb::PolicyAction::Convert) => Action::Convert,
-        Err(_) => return Err(unknown("action", rule.action)),
+        Err(_) => return Err(Status::unknown(format!("source policy: rule of unknown type {}", rule.action))),
     };
-    let selector = rule.selector.unwrap_or_default();
+    let selector = rule.selector.ok_or_else(|| Status::unknown("invalid nil selector in policy"))?;
+    if action == Action::Convert && rule.updates.is_none() {
+        return Err(Status::unknown("missing destination for convert rule"));
+    }
     let matching = match pb::MatchType::try_from(selector.match_type) {
         Ok(pb::MatchType::Wildcard) => Matching::Wildcard,
         Ok(pb::MatchType::Exact) => Matching::Exact,

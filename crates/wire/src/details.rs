@@ -12,7 +12,9 @@ const PREFIX: &str = "github.com/moby/buildkit/";
 pub fn encode(detail: &Detail) -> Any {
     let (name, fields) = match detail {
         Detail::Vertex { digest } => ("errdefs.Vertex+json", filled([("digest", json!(digest))])),
-        Detail::Source { filename, language, data, ranges } => ("errdefs.Source+json", source(filename, language, data, ranges)),
+        Detail::Source { filename, language, data, definition, ranges } => {
+            ("errdefs.Source+json", source(filename, language, data, definition, ranges))
+        }
         Detail::Frontend { name, source } => ("errdefs.Frontend+json", filled([("name", json!(name)), ("source", json!(source))])),
         Detail::FrontendCap { name } => ("errdefs.FrontendCap+json", filled([("name", json!(name))])),
         Detail::Subrequest { name } => ("errdefs.Subrequest+json", filled([("name", json!(name))])),
@@ -47,10 +49,16 @@ pub fn decode(detail: Detail) -> Detail {
     }
 }
 
-fn source(filename: &str, language: &str, data: &[u8], ranges: &[Range]) -> Map<String, Value> {
+fn source(filename: &str, language: &str, data: &[u8], definition: &[u8], ranges: &[Range]) -> Map<String, Value> {
     let position = |(line, character): (i32, i32)| filled([("line", json!(line)), ("character", json!(character))]);
     let ranges: Vec<Value> = ranges.iter().map(|r| json!({"start": position(r.start), "end": position(r.end)})).collect();
-    let info = filled([("filename", json!(filename)), ("data", json!(STANDARD.encode(data))), ("language", json!(language))]);
+    let definition = protojson::definition_as_go(definition).unwrap_or_default();
+    let info = filled([
+        ("filename", json!(filename)),
+        ("data", json!(STANDARD.encode(data))),
+        ("definition", definition),
+        ("language", json!(language)),
+    ]);
     filled([("info", Value::Object(info)), ("ranges", Value::Array(ranges))])
 }
 
@@ -66,6 +74,8 @@ fn read_source(json: &Value) -> Detail {
         filename: text("filename"),
         language: text("language"),
         data: STANDARD.decode(text("data")).unwrap_or_default(),
+        // Nobody here builds from it.
+        definition: Vec::new(),
         ranges: ranges.iter().map(|range| Range { start: position(&range["start"]), end: position(&range["end"]) }).collect(),
     }
 }
@@ -121,7 +131,13 @@ mod tests {
         golden(Detail::Vertex { digest: "sha256:0a".into() }, "github.com/moby/buildkit/errdefs.Vertex+json", r#"{"digest":"sha256:0a"}"#);
         let ranges = vec![Range { start: (3, 0), end: (3, 7) }];
         golden(
-            Detail::Source { filename: "Dockerfile".into(), language: "Dockerfile".into(), data: b"FROM x".to_vec(), ranges },
+            Detail::Source {
+                filename: "Dockerfile".into(),
+                language: "Dockerfile".into(),
+                data: b"FROM x".to_vec(),
+                definition: vec![],
+                ranges,
+            },
             "github.com/moby/buildkit/errdefs.Source+json",
             r#"{"info":{"filename":"Dockerfile","data":"RlJPTSB4","language":"Dockerfile"},"ranges":[{"start":{"line":3},"end":{"line":3,"character":7}}]}"#,
         );
@@ -133,6 +149,25 @@ mod tests {
         golden(Detail::FrontendCap { name: "c".into() }, "github.com/moby/buildkit/errdefs.FrontendCap+json", r#"{"name":"c"}"#);
         golden(Detail::Subrequest { name: "s".into() }, "github.com/moby/buildkit/errdefs.Subrequest+json", r#"{"name":"s"}"#);
         golden(Detail::Exit { code: 3, error: String::new() }, "github.com/moby/buildkit/gatewayapi.ExitMessage+json", r#"{"Code":3}"#);
+    }
+
+    #[test]
+    fn a_sources_definition_is_in_gos_own_json() {
+        let metadata = proto::pb::OpMetadata { ignore_cache: true, caps: [("file.base".to_owned(), true)].into(), ..Default::default() };
+        let definition =
+            proto::pb::Definition { def: vec!["op".into()], metadata: [("sha256:0".to_owned(), metadata)].into(), source: None };
+        let detail = Detail::Source {
+            filename: "f".into(),
+            language: String::new(),
+            data: vec![],
+            definition: definition.encode_to_vec(),
+            ranges: vec![],
+        };
+        golden(
+            detail,
+            "github.com/moby/buildkit/errdefs.Source+json",
+            r#"{"info":{"filename":"f","definition":{"def":["b3A="],"metadata":{"sha256:0":{"ignore_cache":true,"caps":{"file.base":true}}}}}}"#,
+        );
     }
 
     #[test]
@@ -164,7 +199,7 @@ mod tests {
         let ranges = vec![Range { start: (3, 1), end: (4, 7) }];
         let known = [
             Detail::Vertex { digest: "sha256:0a".into() },
-            Detail::Source { filename: "D".into(), language: String::new(), data: vec![0, 255], ranges },
+            Detail::Source { filename: "D".into(), language: String::new(), data: vec![0, 255], definition: vec![], ranges },
             Detail::Exit { code: 3, error: "killed".into() },
         ];
         for detail in known {

@@ -1,4 +1,5 @@
-//! The canonical JSON form of a message, straight from its wire bytes. The schema is the text of the `.proto` files itself.
+//! JSON forms of a message, straight from its wire bytes: the canonical one, and what Go's own encoder makes of generated types (names as in the schema,
+//! plain numbers). The schema is the text of the `.proto` file itself.
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -12,8 +13,22 @@ use serde_json::{Map, Value};
 /// The JSON form of a marshalled message of package `pb`. Fields that the schema lacks are left out.
 pub fn of_pb(message: &str, bytes: &[u8]) -> Result<Value, DecodeError> {
     static SCHEMA: OnceLock<Schema> = OnceLock::new();
-    let schema = SCHEMA.get_or_init(|| Schema::parse(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto/pb.proto"))));
-    schema.message(message, bytes, 0)
+    SCHEMA.get_or_init(|| Schema::parse(PB, Style::Canonical)).message(message, bytes, 0)
+}
+
+/// A marshalled definition as Go's encoder writes it.
+pub fn definition_as_go(bytes: &[u8]) -> Result<Value, DecodeError> {
+    static SCHEMA: OnceLock<Schema> = OnceLock::new();
+    SCHEMA.get_or_init(|| Schema::parse(PB, Style::Go)).message("Definition", bytes, 0)
+}
+
+const PB: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../proto/pb.proto"));
+
+#[derive(Clone, Copy, PartialEq, Default)]
+enum Style {
+    #[default]
+    Canonical,
+    Go,
 }
 
 /// A marshalled op in canonical JSON, for people to read.
@@ -23,6 +38,7 @@ pub fn op_json(bytes: &[u8]) -> Result<Value, DecodeError> {
 
 #[derive(Default)]
 struct Schema {
+    style: Style,
     messages: BTreeMap<String, BTreeMap<u32, Field>>,
     enums: BTreeMap<String, BTreeMap<i32, String>>,
 }
@@ -45,8 +61,8 @@ const MAX_DEPTH: usize = 64;
 
 impl Schema {
     /// Reads the plain subset that our files use: messages and enums at top level, `oneof`, `repeated` and `map<string, …>`.
-    fn parse(text: &str) -> Self {
-        let mut schema = Self::default();
+    fn parse(text: &str, style: Style) -> Self {
+        let mut schema = Self { style, ..Self::default() };
         let mut current = String::new();
         for line in text.lines() {
             let words: Vec<&str> = line.split([' ', '\t', ';', '{', '}']).filter(|word| !word.is_empty()).collect();
@@ -73,7 +89,8 @@ impl Schema {
     }
 
     fn field(&mut self, message: &str, kind: &str, name: &str, number: &str, shape: Shape) {
-        let field = Field { name: camel_case(name), kind: kind.to_owned(), shape };
+        let name = if self.style == Style::Canonical { camel_case(name) } else { name.to_owned() };
+        let field = Field { name, kind: kind.to_owned(), shape };
         let number = number.parse().expect("our own schema has numbers");
         self.messages.entry(message.to_owned()).or_default().insert(number, field);
     }
@@ -150,9 +167,12 @@ impl Schema {
         matches!(kind, "bool" | "int32" | "uint32" | "int64" | "uint64") || self.enums.contains_key(kind)
     }
 
-    /// 64-bit numbers are strings, enums their names.
+    /// In the canonical form 64-bit numbers are strings, enums their names.
     fn varint(&self, kind: &str, raw: u64) -> Value {
         match kind {
+            "int64" if self.style == Style::Go => (raw as i64).into(),
+            "uint64" if self.style == Style::Go => raw.into(),
+            kind if self.style == Style::Go && self.enums.contains_key(kind) => (raw as i32).into(),
             "bool" => (raw != 0).into(),
             "int32" => (raw as i32).into(),
             "uint32" => (raw as u32).into(),

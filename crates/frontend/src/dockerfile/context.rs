@@ -189,7 +189,13 @@ impl Entrypoint {
     /// A place in the file, for a fault.
     pub fn detail(&self, place: Option<Lines>) -> Detail {
         let ranges = place.into_iter().flat_map(Lines::ranges).map(|r| fault::Range { start: r.start, end: r.end });
-        Detail::Source { filename: self.filename.clone(), language: LANGUAGE.into(), data: self.data.to_vec(), ranges: ranges.collect() }
+        Detail::Source {
+            filename: self.filename.clone(),
+            language: LANGUAGE.into(),
+            data: self.data.to_vec(),
+            definition: self.graph.to_bytes().into(),
+            ranges: ranges.collect(),
+        }
     }
 }
 

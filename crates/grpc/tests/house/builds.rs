@@ -53,6 +53,7 @@ async fn a_failure_keeps_its_text_and_details_on_the_way_round() {
         filename: "Dockerfile".into(),
         language: "Dockerfile".into(),
         data: "FROM x\nRUN false\n".repeat(20_000).into_bytes(),
+        definition: vec![],
         ranges,
     };
     let foreign = Detail::Other { type_url: "example.com/own".into(), value: vec![0, 255] };
