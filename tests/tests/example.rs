@@ -8,7 +8,7 @@ fn the_example_of_the_readme_builds() {
     let out = home.path().join("hello.tar");
     let output = std::process::Command::new(testkit::kiln_binary())
         .current_dir(workspace)
-        .args(["--root", home.path().join("root").to_str().unwrap(), "--addr", &format!("unix://{}/kiln.sock", home.path().display())])
+        .args(["--root", home.path().join("root").to_str().unwrap()])
         .args([
             "build",
             "--build-context",

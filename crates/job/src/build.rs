@@ -70,6 +70,12 @@ impl Build {
         self.cancel.cancel(reason);
     }
 
+    /// Cancels what still runs and lets go of what the client returned: its refs hold the build, and with it every layer.
+    pub fn end(&self) {
+        self.cancel("context canceled");
+        self.returned.send_replace(None);
+    }
+
     /// What the client drives the build with, if it does.
     pub fn gateway(self: Arc<Self>) -> Option<Arc<dyn Gateway>> {
         self.request.client_driven().then(|| Arc::new(crate::driven::Driven::new(self)) as Arc<dyn Gateway>)

@@ -84,7 +84,7 @@ struct Ending<'a> {
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
         let build = self.place.entry();
-        build.cancel("context canceled");
+        build.end();
         build.hub().close();
         self.builds.linger(&self.id, build.hub().clone());
     }

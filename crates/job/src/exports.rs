@@ -23,14 +23,18 @@ pub async fn run(build: &Arc<Build>, outcome: Outcome) -> Result<Response> {
     if !exporters.is_empty() {
         let source = source(results, &outcome)?;
         let mut finalizers = Vec::new();
+        // Manifests and configs stay until they are pushed.
+        let mut holds = Vec::new();
         let mut running = Vec::new();
         for (index, exporter) in exporters.into_iter().enumerate() {
             running.push(export(build, session.clone(), exporter, &source, index));
         }
         for exported in join_all(running).await {
-            let exported = exported?;
+            let (exported, digest, name) = exported?;
             response.extend(exported.response);
-            finalizers.extend(exported.finalize);
+            // The same vertex goes on: it is shown as running again.
+            finalizers.extend(exported.finalize.map(|finish| build.in_vertex(digest, name, async move |_| finish.await)));
+            holds.push(exported.holds);
         }
         for finished in join_all(finalizers).await {
             finished?;
@@ -61,7 +65,7 @@ async fn resolve(build: &Build, session: Option<&Arc<dyn Session>>, outcome: &Ou
             Err(fault) => return Err(fault),
         }
     }
-    let epoch = build.attrs().get("build-arg:SOURCE_DATE_EPOCH").filter(|v| v.bytes().all(|b| b.is_ascii_digit()));
+    let epoch = build.attrs().get("build-arg:SOURCE_DATE_EPOCH").filter(|v| v.is_empty() || v.parse::<i64>().is_ok());
     asked
         .into_iter()
         .map(|mut typed| {
@@ -120,7 +124,7 @@ fn source(mut results: BTreeMap<String, Option<Layer>>, outcome: &Outcome) -> Re
         .map(|entry| {
             let key = if is_map { entry.id.as_str() } else { "" };
             let layer = results.remove(key).ok_or_else(|| Fault::invalid(format!("failed to find ref for ID {}", entry.id)))?;
-            Ok(PlatformResult { id: entry.id, platform: entry.platform, layer })
+            Ok(PlatformResult { id: entry.id, platform: entry.platform.normalized(), layer })
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Source { results, is_map, metadata: outcome.metadata.clone(), attestations: BTreeMap::new() })
@@ -131,19 +135,21 @@ fn platform_of_config(config: Option<&Bytes>) -> Option<Platform> {
     (!platform.os.is_empty() && !platform.architecture.is_empty()).then(|| platform.normalized())
 }
 
+/// Runs one exporter as a vertex of its own, whose digest and name come back too.
 async fn export(
     build: &Arc<Build>,
     session: Option<Arc<dyn Session>>,
     exporter: Box<dyn Exporter>,
     source: &Source,
     index: usize,
-) -> Result<Exported> {
+) -> Result<(Exported, Digest, &'static str)> {
     let digest = Digest::of(format!("{}-export-{index}", build.request.session));
     let name = exporter.name();
-    build
-        .in_vertex(digest, name, async |reporter| {
+    let exported = build
+        .in_vertex(digest.clone(), name, async |reporter| {
             let context = ExportContext { cancel: build.cancel.child(), reporter, sessions: build.group.clone(), session, index };
             exporter.export(source, &context).await
         })
-        .await
+        .await?;
+    Ok((exported, digest, name))
 }

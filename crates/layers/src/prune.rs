@@ -80,8 +80,8 @@ impl<'a> Pruning<'a> {
         if limited {
             for (id, record) in &inventory.records {
                 let usage = inventory.describe(id, record);
-                let counts = !usage.shared && !(usage.mutable && usage.in_use);
-                if counts {
+                let is_cell_in_use = usage.mutable && usage.in_use;
+                if !usage.shared && !is_cell_in_use {
                     total += home.size_of(id, record)?;
                 }
             }

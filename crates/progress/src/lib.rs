@@ -28,13 +28,30 @@ pub struct Group {
 pub enum Update {
     /// The vertex exists and may run.
     Announced(Vertex),
-    Started { vertex: Digest },
+    Started {
+        vertex: Digest,
+    },
     /// Ends the interval that the last `Started` opened; a vertex may have several.
-    Completed { vertex: Digest, cached: bool, error: Option<String> },
+    Completed {
+        vertex: Digest,
+        cached: bool,
+        error: Option<String>,
+    },
     /// A row below a vertex, such as one download. `id` is unique within the vertex; the last update wins.
-    Status { vertex: Digest, id: String, action: String, current: i64, total: i64, done: bool },
+    Status {
+        vertex: Digest,
+        id: String,
+        action: String,
+        current: i64,
+        total: i64,
+        done: bool,
+    },
     /// `stream` is 1 for stdout and 2 for stderr.
-    Log { vertex: Digest, stream: u8, data: Bytes },
+    Log {
+        vertex: Digest,
+        stream: u8,
+        data: Bytes,
+    },
     Warning(Warning),
 }
 

@@ -87,9 +87,14 @@ pub enum Packet {
     Stat(Stat),
     /// No more entries.
     StatEnd,
-    Request { id: u32 },
+    Request {
+        id: u32,
+    },
     /// Empty data ends the file.
-    Data { id: u32, data: Bytes },
+    Data {
+        id: u32,
+        data: Bytes,
+    },
     Fin,
     Error(String),
 }

@@ -68,6 +68,8 @@ impl Metadata {
             mtime: Time { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 },
             atime: Time { seconds: stat.st_atime, nanos: stat.st_atime_nsec as u32 },
             rdev: stat.st_rdev,
+            // Narrower on other architectures.
+            #[allow(clippy::unnecessary_cast)]
             nlink: stat.st_nlink as u64,
             ino: stat.st_ino,
             dev: stat.st_dev,

@@ -91,10 +91,10 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        if let Some(target) = self.target.take() {
-            if let Err(error) = release(&target) {
-                tracing::warn!(target = %target.display(), %error, "unmounted lazily");
-            }
+        if let Some(target) = self.target.take()
+            && let Err(error) = release(&target)
+        {
+            tracing::warn!(target = %target.display(), %error, "unmounted lazily");
         }
     }
 }

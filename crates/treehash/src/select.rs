@@ -219,10 +219,10 @@ impl Selection<'_, '_> {
             }
             digests.push((item, digest));
         }
-        if let [(item, digest)] = digests.as_slice() {
-            if patterns::base(path) == patterns::base(&String::from_utf8_lossy(&item.path)) {
-                return Ok(digest.clone());
-            }
+        if let [(item, digest)] = digests.as_slice()
+            && patterns::base(path) == patterns::base(&String::from_utf8_lossy(&item.path))
+        {
+            return Ok(digest.clone());
         }
         let mut hasher = oci::Hasher::new();
         for (item, digest) in &digests {

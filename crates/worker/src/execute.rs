@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use engine::{CacheMap, Context, Execute, InputMap};
-use fault::{Context as _, Fault, Kind, Result};
+use fault::{Fault, Kind, Result};
 use layers::{Draft, Layer, LayerId, Layers, Properties};
 use llb::{Op, Vertex, cache_key};
 use oci::{Digest, Platform};
@@ -32,7 +32,7 @@ impl Steps {
 impl Execute for Steps {
     async fn cache_map(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
         if let Op::Source(op) = &vertex.op {
-            let key = self.sources.cache_key(vertex, op, index, &source_context(context)).await.context("failed to load cache key")?;
+            let key = self.sources.cache_key(vertex, op, index, &source_context(context)).await?;
             return Ok(CacheMap { digest: key.digest, inputs: Vec::new(), more: key.more });
         }
         let key = cache_key::of(vertex, &self.platform(vertex)).map_err(|e| Fault::of(Kind::Invalid, e))?;
@@ -44,7 +44,7 @@ impl Execute for Steps {
         let key = cache_key::of(vertex, &self.platform(vertex)).map_err(|e| Fault::of(Kind::Invalid, e))?;
         let selectors = key.deps.into_iter().nth(input).and_then(|dep| dep.content);
         let selectors = selectors.ok_or_else(|| Fault::internal(format!("input {input} of {} is not keyed by content", vertex.digest)))?;
-        checksum::of_selectors(layer, &selectors, &context.cancel, &context.reporter).await.context("failed to compute cache key")
+        checksum::of_selectors(layer, &selectors, &context.cancel, &context.reporter).await
     }
 
     async fn run(&self, vertex: &Arc<Vertex>, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {

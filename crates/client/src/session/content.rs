@@ -159,7 +159,10 @@ impl Content for Stores {
                     let read = match file.read(&mut chunk) {
                         Ok(0) => return Ok(()),
                         Ok(read) => read,
-                        Err(e) => return Ok(drop(sender.blocking_send(Err(failed(e))))),
+                        Err(e) => {
+                            drop(sender.blocking_send(Err(failed(e))));
+                            return Ok(());
+                        }
                     };
                     chunk.truncate(read);
                     if sender.blocking_send(Ok(pb::ReadContentResponse { offset: at as i64, data: chunk.into() })).is_err() {

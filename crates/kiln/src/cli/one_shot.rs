@@ -10,7 +10,7 @@ use fault::{Context as _, Fault, Kind, Result};
 use super::Call;
 
 /// Seconds without a client after which such a daemon ends.
-const IDLE: u64 = 300;
+const IDLE: u64 = 30;
 /// How long it may take to answer for the first time.
 const START: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);

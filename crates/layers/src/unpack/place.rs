@@ -10,6 +10,9 @@ use rustix::io::Errno;
 
 use super::UnpackError;
 
+/// A canonical directory, and a name in it.
+pub(crate) type Place = (Vec<u8>, Vec<u8>);
+
 /// Open directories that are kept; then all are closed.
 const KEPT: usize = 128;
 const MOST_LINKS: usize = 255;
@@ -37,7 +40,7 @@ impl Places {
 
     /// The canonical directory and the name that a name in the archive means. Links in the way are followed, as if the root were the root
     /// of the file system. `None` is the root itself.
-    pub fn resolve(&mut self, name: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, UnpackError> {
+    pub fn resolve(&mut self, name: &[u8]) -> Result<Option<Place>, UnpackError> {
         let mut components: Vec<&[u8]> = Vec::new();
         for component in name.split(|&b| b == b'/') {
             match component {

@@ -98,7 +98,7 @@ impl Launcher {
 
 /// Cleans up after a monitor that could not do it itself.
 #[derive(Debug)]
-struct Sweeper {
+pub(crate) struct Sweeper {
     zygote: Weak<OwnedFd>,
     cgroup: String,
 }

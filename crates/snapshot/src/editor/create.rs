@@ -184,7 +184,7 @@ impl Editor<'_> {
             return Err(PathError::rel("mkdir", &path)(Errno::NOTDIR));
         }
         let make = || {
-            let upper = self.upper(&*self.merged().remember(path.clone(), &node))?;
+            let upper = self.upper(&self.merged().remember(path.clone(), &node))?;
             self.mark_opaque(&upper, b"")?;
             self.merged().forget(&path);
             self.merged().insert(Dir::new(path.clone(), vec![DRAFT]));
