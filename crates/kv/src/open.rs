@@ -1,7 +1,7 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::batch::Op;
@@ -37,30 +37,24 @@ pub(crate) fn engine(path: &Path, options: &Options) -> Result<Arc<dyn Engine>, 
         set_aside(path, "a read found it damaged")?;
         std::fs::remove_file(&mark).map_err(|source| OpenError::SetAside { path: path.into(), source })?;
     }
-    let engine = match open_checked(path, options) {
+    let (engine, stamp) = match open_checked(path, options) {
         Err(Error::Damaged(reason)) => {
             set_aside(path, &reason)?;
             open_checked(path, options).map_err(failed)?
         }
         outcome => outcome.map_err(failed)?,
     };
-    Ok(Arc::new(Guarded { engine, mark, _lock: lock }))
+    Ok(Arc::new(Guarded { engine, stamp: Mutex::new(stamp), mark, _lock: lock }))
 }
 
-/// Opens the file and compares or writes the schema version.
-fn open_checked(path: &Path, options: &Options) -> Result<RedbEngine> {
+/// Opens the file and compares the schema version. A new database gets it with its first commit.
+fn open_checked(path: &Path, options: &Options) -> Result<(RedbEngine, Option<Op>)> {
     let engine = RedbEngine::open(path, options.cache_bytes)?;
     match engine.snapshot()?.get(META, SCHEMA)? {
-        None => {
-            let version = Op { table: META, key: SCHEMA.into(), value: Some(options.schema.to_be_bytes().into()) };
-            engine.commit(&mut std::iter::once(version))?;
-        }
-        Some(found) if found == options.schema.to_be_bytes() => {}
-        Some(found) => {
-            return Err(Error::Damaged(format!("schema version {} is not {}", found.escape_ascii(), options.schema)));
-        }
+        None => Ok((engine, Some(Op { table: META, key: SCHEMA.into(), value: Some(options.schema.to_be_bytes().into()) }))),
+        Some(found) if found == options.schema.to_be_bytes() => Ok((engine, None)),
+        Some(found) => Err(Error::Damaged(format!("schema version {} is not {}", found.escape_ascii(), options.schema))),
     }
-    Ok(engine)
 }
 
 /// One process at a time. The lock is on a file of its own, so that it outlives reopening and setting aside.
@@ -104,6 +98,8 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 /// An engine that leaves a mark for the next start when the file turns out damaged while in use.
 struct Guarded {
     engine: RedbEngine,
+    /// The schema version, until it is committed.
+    stamp: Mutex<Option<Op>>,
     mark: PathBuf,
     _lock: File,
 }
@@ -126,7 +122,10 @@ impl Engine for Guarded {
     }
 
     fn commit(&self, ops: &mut dyn Iterator<Item = Op>) -> Result<()> {
-        self.watch(self.engine.commit(ops))
+        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        self.watch(self.engine.commit(&mut stamp.clone().into_iter().chain(ops)))?;
+        *stamp = None;
+        Ok(())
     }
 
     fn reopen(&self) -> Result<()> {

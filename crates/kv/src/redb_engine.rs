@@ -3,6 +3,7 @@ use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use redb::{BackendError, Database, DatabaseError, ReadTransaction, ReadableDatabase as _, StorageError, TableDefinition, TableError};
@@ -23,6 +24,8 @@ struct Shared {
     path: PathBuf,
     cache_bytes: usize,
     open: RwLock<Open>,
+    /// Whether anything was ever committed. Before that a power cut can take nothing away, so the making of the file waits for no disk.
+    in_use: Arc<AtomicBool>,
 }
 
 /// Every use of the database happens under the lock: a reopen must not leave an older instance that still reads or, on its drop, writes.
@@ -34,8 +37,9 @@ struct Open {
 
 impl RedbEngine {
     pub fn open(path: &Path, cache_bytes: usize) -> Result<Self> {
-        let open = RwLock::new(Open { database: Some(open(path, cache_bytes)?), generation: 0 });
-        Ok(Self(Arc::new(Shared { path: path.into(), cache_bytes, open })))
+        let in_use = Arc::new(AtomicBool::new(path.metadata().is_ok_and(|m| m.len() > 0)));
+        let open = RwLock::new(Open { database: Some(open(path, cache_bytes, &in_use)?), generation: 0 });
+        Ok(Self(Arc::new(Shared { path: path.into(), cache_bytes, open, in_use })))
     }
 }
 
@@ -45,9 +49,10 @@ impl Shared {
     }
 }
 
-fn open(path: &Path, cache_bytes: usize) -> Result<Database> {
+fn open(path: &Path, cache_bytes: usize, in_use: &Arc<AtomicBool>) -> Result<Database> {
     let file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(Error::Io)?;
-    redb::Builder::new().set_cache_size(cache_bytes).create_with_backend(Disk(file)).map_err(|error| match error {
+    redb::Builder::new().set_cache_size(cache_bytes).create_with_backend(Disk { file, in_use: in_use.clone() }).map_err(|error| match error
+    {
         DatabaseError::Storage(StorageError::Io(e)) if malformed(&e) => Error::Damaged(e.to_string()),
         DatabaseError::UpgradeRequired(version) => Error::Damaged(format!("file format {version}")),
         DatabaseError::RepairAborted => Error::Damaged("repair was aborted".into()),
@@ -83,6 +88,7 @@ impl Engine for RedbEngine {
 
     fn commit(&self, ops: &mut dyn Iterator<Item = Op>) -> Result<()> {
         let open = self.0.open();
+        self.0.in_use.store(true, Ordering::Release);
         let mut transaction = open.database.as_ref().ok_or(Error::Closed)?.begin_write().map_err(from)?;
         transaction.set_quick_repair(true);
         let mut ops = ops.peekable();
@@ -103,7 +109,7 @@ impl Engine for RedbEngine {
         // The old instance goes before the new one comes: two live ones would corrupt the file.
         guard.database = None;
         guard.generation += 1;
-        guard.database = Some(open(&self.0.path, self.0.cache_bytes)?);
+        guard.database = Some(open(&self.0.path, self.0.cache_bytes, &self.0.in_use)?);
         Ok(())
     }
 }
@@ -165,27 +171,30 @@ impl Snapshot for RedbSnapshot {
 /// The file under redb. Locking is done once for the whole life of the [`crate::Db`], not by each opening, so that a reopen cannot lose
 /// the file to another process or be refused because of a snapshot still held.
 #[derive(Debug)]
-struct Disk(File);
+struct Disk {
+    file: File,
+    in_use: Arc<AtomicBool>,
+}
 
 impl redb::StorageBackend for Disk {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(out, offset)
+        self.file.read_exact_at(out, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        if self.in_use.load(Ordering::Acquire) { self.file.sync_data() } else { Ok(()) }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
+        self.file.write_all_at(data, offset)
     }
 
     fn try_lock_range(&self, _: Bound<u64>, _: Bound<u64>) -> Result<bool, BackendError> {
