@@ -3,7 +3,7 @@ use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use content::{Hold, IngestStream};
 use fault::Fault;
 use futures_util::StreamExt as _;
@@ -23,6 +23,8 @@ use crate::unpack::Unpacked;
 const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
 /// Chunks between the network and the unpacking.
 const QUEUE: usize = 16;
+/// Bytes that are passed on at once.
+const GATHER: usize = 128 << 10;
 
 type Fresh = (snapshot::Draft, Unpacked);
 
@@ -183,13 +185,26 @@ async fn receive(
     cancel: &Cancel,
 ) -> Result<(), Fault> {
     let mut stream = cancel.run(source.fetch(blob, ingest.offset())).await?;
-    while let Some(chunk) = cancel.run(async { stream.next().await.transpose() }).await? {
-        ingest.write(chunk.clone()).await?;
-        if let Some(Feed { chunks: Some(chunks), .. }) = feed.as_deref_mut() {
-            // If unpacking has failed the download still goes on: its digest decides whose fault that was.
-            let _ = chunks.send(chunk).await;
+    let mut gathered = BytesMut::new();
+    loop {
+        let next = cancel.run(async { stream.next().await.transpose() }).await;
+        if let Ok(Some(chunk)) = &next {
+            gathered.extend_from_slice(chunk);
         }
-        row.set(ingest.offset());
+        // Small chunks cost more to pass on than to copy. What came before a failure is kept, too.
+        let more = matches!(next, Ok(Some(_)));
+        if !gathered.is_empty() && (!more || gathered.len() >= GATHER) {
+            let chunk = gathered.split().freeze();
+            ingest.write(chunk.clone()).await?;
+            if let Some(Feed { chunks: Some(chunks), .. }) = feed.as_deref_mut() {
+                // If unpacking has failed the download still goes on: its digest decides whose fault that was.
+                let _ = chunks.send(chunk).await;
+            }
+            row.set(ingest.offset());
+        }
+        if next?.is_none() {
+            break;
+        }
     }
     if ingest.offset() < blob.size {
         let missing = format!("{} ended after {} of {} bytes", blob.digest, ingest.offset(), blob.size);
