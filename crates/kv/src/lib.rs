@@ -10,7 +10,8 @@
 //! - A read sees everything submitted before it, committed or not.
 //! - Batches become durable in the order of their submission, each wholly or not at all. What is lost with a crash is a tail that nobody
 //!   has flushed.
-//! - After `kill -9` or a power cut the database opens at once, without a scan, as of the last commit.
+//! - After `kill -9` or a power cut the database opens at once, without a scan, as of the last commit. (Not so with the engine sled, a
+//!   cargo feature, which does not survive power cuts.)
 mod batch;
 mod codec;
 mod db;
@@ -19,6 +20,8 @@ mod error;
 mod open;
 mod overlay;
 mod redb_engine;
+#[cfg(feature = "sled")]
+mod sled_engine;
 mod writer;
 
 pub use batch::{Batch, Op};
@@ -26,5 +29,7 @@ pub use codec::{Json, Key, Table, Value};
 pub use db::{Db, Reader, Update};
 pub use engine::{Engine, Snapshot, Visit};
 pub use error::{Error, OpenError, Result};
-pub use open::Options;
+pub use open::{EngineKind, Options};
 pub use redb_engine::RedbEngine;
+#[cfg(feature = "sled")]
+pub use sled_engine::SledEngine;

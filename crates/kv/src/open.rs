@@ -9,8 +9,30 @@ use crate::engine::{Engine, Snapshot};
 use crate::error::{Error, OpenError, Result};
 use crate::redb_engine::RedbEngine;
 
+/// Which embedded database is under it all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EngineKind {
+    #[default]
+    Redb,
+    /// Only in builds with the feature `sled`.
+    Sled,
+}
+
+impl std::str::FromStr for EngineKind {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "redb" => Ok(EngineKind::Redb),
+            "sled" => Ok(EngineKind::Sled),
+            _ => Err(format!("unknown database engine {name:?}, expected redb or sled")),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Options {
+    pub engine: EngineKind,
     /// Memory that the engine may use to cache pages, in bytes.
     pub cache_bytes: usize,
     /// Version of the meaning of all tables. A database of another version is set aside.
@@ -21,7 +43,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 8 << 20, schema: 1, commit_delay: Duration::from_millis(100) }
+        Self { engine: EngineKind::default(), cache_bytes: 8 << 20, schema: 1, commit_delay: Duration::from_millis(100) }
     }
 }
 
@@ -30,6 +52,8 @@ const SCHEMA: &[u8] = b"schema";
 
 /// Opens the engine, past a damaged file if need be.
 pub(crate) fn engine(path: &Path, options: &Options) -> Result<Arc<dyn Engine>, OpenError> {
+    // A directory of its own, so that changing the engine finds the other one's data untouched.
+    let path = &if options.engine == EngineKind::Sled { beside(path, "sled") } else { path.to_owned() };
     let failed = |source| OpenError::Open { path: path.into(), source };
     let lock = lock(path)?;
     let mark = damage_mark(path);
@@ -48,12 +72,22 @@ pub(crate) fn engine(path: &Path, options: &Options) -> Result<Arc<dyn Engine>, 
 }
 
 /// Opens the file and compares the schema version. A new database gets it with its first commit.
-fn open_checked(path: &Path, options: &Options) -> Result<(RedbEngine, Option<Op>)> {
-    let engine = RedbEngine::open(path, options.cache_bytes)?;
+fn open_checked(path: &Path, options: &Options) -> Result<(Box<dyn Engine>, Option<Op>)> {
+    let engine = open_engine(path, options)?;
     match engine.snapshot()?.get(META, SCHEMA)? {
         None => Ok((engine, Some(Op { table: META, key: SCHEMA.into(), value: Some(options.schema.to_be_bytes().into()) }))),
         Some(found) if found == options.schema.to_be_bytes() => Ok((engine, None)),
         Some(found) => Err(Error::Damaged(format!("schema version {} is not {}", found.escape_ascii(), options.schema))),
+    }
+}
+
+fn open_engine(path: &Path, options: &Options) -> Result<Box<dyn Engine>> {
+    match options.engine {
+        EngineKind::Redb => Ok(Box::new(RedbEngine::open(path, options.cache_bytes)?)),
+        #[cfg(feature = "sled")]
+        EngineKind::Sled => Ok(Box::new(crate::sled_engine::SledEngine::open(path, options.cache_bytes)?)),
+        #[cfg(not(feature = "sled"))]
+        EngineKind::Sled => Err(Error::Engine("this program was built without the engine sled".into())),
     }
 }
 
@@ -97,7 +131,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// An engine that leaves a mark for the next start when the file turns out damaged while in use.
 struct Guarded {
-    engine: RedbEngine,
+    engine: Box<dyn Engine>,
     /// The schema version, until it is committed.
     stamp: Mutex<Option<Op>>,
     mark: PathBuf,

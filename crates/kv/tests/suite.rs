@@ -71,6 +71,26 @@ fn redb_is_an_engine() {
     engine_suite(|| RedbEngine::open(&dir.path().join("db"), 1 << 20).unwrap());
 }
 
+#[cfg(feature = "sled")]
+#[test]
+fn sled_is_an_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    engine_suite(|| kv::SledEngine::open(&dir.path().join("db"), 1 << 20).unwrap());
+    let options = Options { engine: kv::EngineKind::Sled, ..patient() };
+    let path = dir.path().join("other");
+    Db::open(&path, options.clone()).unwrap().submit(word("a", "1"));
+    assert_eq!(words(&Db::open(&path, options).unwrap()), pairs([("a", "1")]));
+}
+
+#[cfg(not(feature = "sled"))]
+#[test]
+fn sled_is_not_in_this_build() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { engine: kv::EngineKind::Sled, ..patient() };
+    let error = Db::open(&dir.path().join("db"), options).err().unwrap();
+    assert!(fault::chain(&error).contains("built without the engine sled"), "{error}");
+}
+
 /// An engine whose commits fail while told to, and that counts them.
 struct Faulty {
     inner: RedbEngine,
