@@ -96,6 +96,12 @@ impl<'a> Editor<'a> {
 
     /// As [`Editor::spot`] for something new.
     fn free_spot(&self, action: &'static str, path: &Path) -> Result<Spot, PathError> {
+        if let Some((dir, name)) = self.merged().known_parent(path)
+            && dir.layers == [DRAFT]
+        {
+            // Only the draft can have it, and then making it fails.
+            return Ok(Spot { dir, name, node: None });
+        }
         match self.spot(action, path) {
             Ok(Spot { node: None, dir, name }) => Ok(Spot { node: None, dir, name }),
             Ok(_) => Err(PathError::at(action, path)(Errno::EXIST)),
@@ -124,7 +130,15 @@ impl<'a> Editor<'a> {
         self.merged().open_dir(DRAFT, &dir.path)
     }
 
-    /// Makes room in the draft for a new `name`: takes a whiteout away, and tells whether there was one.
+    /// Makes a new `name` in the draft, in the place of a whiteout if there is one.
+    fn make_in<T>(&self, upper: &OwnedFd, name: &[u8], make: impl Fn() -> Result<T, Errno>) -> Result<T, Errno> {
+        match make() {
+            Err(Errno::EXIST) if self.clear_whiteout(upper, name)? => make(),
+            other => other,
+        }
+    }
+
+    /// Takes a whiteout away, and tells whether there was one.
     fn clear_whiteout(&self, upper: &OwnedFd, name: &[u8]) -> Result<bool, Errno> {
         match layer::stat(upper, name)? {
             Some(stat) if Metadata::of(&stat).is_whiteout() => {

@@ -40,6 +40,10 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    pub(crate) fn path(error: crate::PathError) -> Self {
+        Self::Io { action: error.action, path: error.path, source: error.source }
+    }
+
     pub(crate) fn os(action: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source: source.into() }

@@ -1,11 +1,9 @@
 //! Views can be hashed.
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::fs::FileType;
 use treehash::{Kind, Loaded, Stat, Tree};
 
 use crate::metadata::{Follow, Metadata};
@@ -38,12 +36,7 @@ impl Tree for View {
         if stat.kind != Kind::File {
             return Ok(Loaded { xattrs: list(xattr::read(&layer::proc_path(&*dir, name))?), content: None });
         }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&*dir, name, flags | OFlags::NOATIME, Mode::empty()) {
-            Err(Errno::PERM) => rustix::fs::openat(&*dir, name, flags, Mode::empty()),
-            other => other,
-        };
-        let file = File::from(file?);
+        let file = layer::open_in(&*dir, name)?;
         let xattrs = list(xattr::read_open(&file)?);
         Ok(Loaded { xattrs, content: (stat.size > 0).then(|| Box::new(file) as Box<dyn Read>) })
     }

@@ -88,6 +88,16 @@ impl Layer {
     }
 }
 
+/// Opens the file `name` of a directory for reading, without following it.
+pub(crate) fn open_in(dir: impl AsFd, name: &[u8]) -> Result<File, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::openat(&dir, name, flags, Mode::empty()),
+        other => other,
+    };
+    Ok(file?.into())
+}
+
 pub(crate) fn stat(dir: impl AsFd, name: &[u8]) -> Result<Option<Stat>, Errno> {
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),

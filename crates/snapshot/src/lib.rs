@@ -24,6 +24,7 @@ mod links;
 mod loans;
 mod merged;
 mod metadata;
+mod native;
 mod rel;
 mod spec;
 mod store;

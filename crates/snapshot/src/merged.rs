@@ -146,20 +146,26 @@ impl Merged {
 
     /// The short way: the directory is known as a real one, the name is no link to follow.
     fn resolve_known(&self, path: &Path, follow: Follow) -> Result<Option<Resolved>, Errno> {
+        let Some((dir, name)) = self.known_parent(path) else { return Ok(None) };
+        match self.child(&dir, &name)? {
+            None => Ok(Some(Resolved::Missing { path: rel::join(&dir.path, &name), last: true })),
+            Some(node) if node.metadata.is_symlink() && follow == Follow::Yes => Ok(None),
+            Some(node) => Ok(Some(Resolved::Found(rel::join(&dir.path, &name), node))),
+        }
+    }
+
+    /// The directory of a plain path, if it is known as a real one, and the name in it.
+    pub(crate) fn known_parent(&self, path: &Path) -> Option<(Arc<Dir>, Vec<u8>)> {
         let mut plain = Vec::with_capacity(path.as_os_str().len());
         for part in rel::parts(path) {
             if part == b".." {
-                return Ok(None);
+                return None;
             }
             rel::push(&mut plain, part);
         }
-        let Some((dir, name)) = rel::split(&plain) else { return Ok(None) };
-        let Some(dir) = self.state().dirs.get(dir).cloned() else { return Ok(None) };
-        match self.child(&dir, name)? {
-            None => Ok(Some(Resolved::Missing { path: plain, last: true })),
-            Some(node) if node.metadata.is_symlink() && follow == Follow::Yes => Ok(None),
-            Some(node) => Ok(Some(Resolved::Found(plain, node))),
-        }
+        let (dir, name) = rel::split(&plain)?;
+        let dir = self.state().dirs.get(dir).cloned()?;
+        Some((dir, name.to_vec()))
     }
 
     fn root(&self) -> Result<Arc<Dir>, Errno> {

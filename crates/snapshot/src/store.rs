@@ -109,7 +109,8 @@ impl Store {
     }
 
     /// Makes the draft an immutable tree. Nothing may have it mounted writable any more.
-    pub fn commit(&self, draft: Draft) -> Result<TreeId> {
+    pub fn commit(&self, mut draft: Draft) -> Result<TreeId> {
+        self.native_settle(&mut draft)?;
         let id = draft.id();
         let work = draft.work();
         if work.exists() {
@@ -151,6 +152,9 @@ impl Store {
     /// Removes a tree or a kept draft: at once from sight, later from disk. A tree that is mounted keeps working until unmounted.
     pub fn remove(&self, id: &TreeId) -> Result<()> {
         let path = self.existing(id)?;
+        for copy in self.native_without(id)? {
+            self.remove(&copy)?;
+        }
         self.0.ledger.forget(*id);
         self.0.trash.throw(&path)
     }
@@ -203,6 +207,9 @@ impl Store {
                 if lowers.is_empty() {
                     return Ok(MountSpec::Bind { path: draft.fs(), readonly: false });
                 }
+                if self.0.backend == Backend::Native {
+                    return self.native_writable(stack, draft);
+                }
                 let work = draft.work();
                 match fs::create_dir(&work) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io("create", &work)(error)),
@@ -211,6 +218,7 @@ impl Store {
                 Ok(MountSpec::Overlay { lowers, upper_work: Some((draft.fs(), work)), userxattr: self.0.userxattr })
             }
             Top::ReadOnly if lowers.is_empty() => Ok(MountSpec::Bind { path: self.0.root.join("empty"), readonly: true }),
+            Top::ReadOnly if self.0.backend == Backend::Native => self.native_readonly(stack),
             Top::ReadOnly => {
                 if lowers.len() == 1 {
                     // Overlay wants two; a plain bind would show the whiteouts of a lone diff as devices.
@@ -235,13 +243,14 @@ impl Store {
 
     /// The merged view of `stack` with a draft on top that takes the changes.
     pub fn edit<'a>(&self, stack: &[TreeId], draft: &'a mut Draft) -> Result<Editor<'a>> {
+        self.native_settle(draft)?;
         let lowers = self.layers(stack)?;
         draft.adopt_root(&lowers)?;
         Ok(Editor::new(lowers, draft))
     }
 
     /// Topmost first, without earlier occurrences of a tree.
-    fn layers(&self, stack: &[TreeId]) -> Result<Vec<Arc<Layer>>> {
+    pub(crate) fn layers(&self, stack: &[TreeId]) -> Result<Vec<Arc<Layer>>> {
         let mut seen = HashSet::with_capacity(stack.len());
         let mut layers = Vec::with_capacity(stack.len() + 1);
         for id in stack.iter().rev().filter(|id| seen.insert(**id)) {

@@ -74,12 +74,21 @@ impl FileHash {
         self.0.finish()
     }
 
-    /// Takes all bytes of `content`.
-    pub(crate) fn read(&mut self, content: &mut dyn Read, buffer: &mut [u8]) -> io::Result<()> {
+    /// Takes the `size` bytes of `content`.
+    pub(crate) fn read(&mut self, content: &mut dyn Read, size: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut left = size;
         loop {
+            // Not asking for the end saves a call for each file.
+            if left == 0 {
+                return Ok(());
+            }
             match content.read(buffer) {
-                Ok(0) => return Ok(()),
-                Ok(length) => self.0.update(&buffer[..length]),
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => {
+                    let length = length.min(usize::try_from(left).unwrap_or(usize::MAX));
+                    self.0.update(&buffer[..length]);
+                    left -= length as u64;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }

@@ -335,7 +335,7 @@ impl Walk<'_> {
         let mut hash = FileHash::new(&header, loaded.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice())));
         if let Some(mut content) = loaded.content {
             self.buffer.resize(128 * 1024, 0);
-            hash.read(&mut *content, &mut self.buffer).map_err(failed())?;
+            hash.read(&mut *content, stat.size, &mut self.buffer).map_err(failed())?;
         }
         Ok(hash.finish())
     }

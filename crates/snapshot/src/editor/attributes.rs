@@ -133,7 +133,7 @@ impl Editor<'_> {
 
     pub(super) fn load(&self, spot: &Spot, node: &Node) -> Result<Inode, Errno> {
         let dir = self.merged().open_dir(node.layer, &spot.dir.path)?;
-        Inode::load(&self.merged().layers[node.layer as usize], &*dir, &spot.name, &spot.path(), node.metadata)
+        Inode::load(&*dir, &spot.name, node.metadata)
     }
 
     /// Writes `new` to the draft in the place of `old`, and of the other names that `old` has there.

@@ -21,8 +21,11 @@ impl Editor<'_> {
 
     fn mkdir_at(&self, spot: &Spot, mode: u32) -> Result<(), Errno> {
         let upper = self.upper(&spot.dir)?;
-        let replaces = self.clear_whiteout(&upper, &spot.name)?;
-        rustix::fs::mkdirat(&upper, spot.name.as_slice(), Mode::from_raw_mode(mode & 0o7777))?;
+        let make = || rustix::fs::mkdirat(&upper, spot.name.as_slice(), Mode::from_raw_mode(mode & 0o7777));
+        let replaces = match make() {
+            Err(Errno::EXIST) if self.clear_whiteout(&upper, &spot.name)? => make().map(|()| true)?,
+            other => other.map(|()| false)?,
+        };
         inode::correct_mode(&upper, &spot.name, mode & 0o7777)?;
         if replaces {
             self.mark_opaque(&upper, &spot.name)?;
@@ -99,9 +102,9 @@ impl Editor<'_> {
 
     fn create_at(&self, spot: &Spot, mode: u32) -> Result<File, Errno> {
         let upper = self.upper(&spot.dir)?;
-        self.clear_whiteout(&upper, &spot.name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&upper, spot.name.as_slice(), flags, Mode::from_raw_mode(mode & 0o7777))?;
+        let make = || rustix::fs::openat(&upper, spot.name.as_slice(), flags, Mode::from_raw_mode(mode & 0o7777));
+        let file = self.make_in(&upper, &spot.name, make)?;
         inode::correct_mode(&upper, &spot.name, mode & 0o7777)?;
         Ok(file.into())
     }
@@ -112,8 +115,7 @@ impl Editor<'_> {
         let spot = self.free_spot("symlink", path)?;
         let make = || {
             let upper = self.upper(&spot.dir)?;
-            self.clear_whiteout(&upper, &spot.name)?;
-            rustix::fs::symlinkat(target.as_ref(), &*upper, spot.name.as_slice())
+            self.make_in(&upper, &spot.name, || rustix::fs::symlinkat(target.as_ref(), &*upper, spot.name.as_slice()))
         };
         make().map_err(PathError::at("symlink", path))
     }
@@ -128,8 +130,8 @@ impl Editor<'_> {
         let spot = self.free_spot("mknod", path)?;
         let make = || {
             let upper = self.upper(&spot.dir)?;
-            self.clear_whiteout(&upper, &spot.name)?;
-            rustix::fs::mknodat(&upper, spot.name.as_slice(), kind, Mode::from_raw_mode(mode & 0o7777), rdev)?;
+            let make = || rustix::fs::mknodat(&upper, spot.name.as_slice(), kind, Mode::from_raw_mode(mode & 0o7777), rdev);
+            self.make_in(&upper, &spot.name, make)?;
             inode::correct_mode(&upper, &spot.name, mode & 0o7777)
         };
         make().map_err(PathError::at("mknod", path))
@@ -153,8 +155,8 @@ impl Editor<'_> {
         }
         let source = self.upper(&from.dir)?;
         let target = self.upper(&to.dir)?;
-        self.clear_whiteout(&target, &to.name)?;
-        rustix::fs::linkat(&source, from.name.as_slice(), &target, to.name.as_slice(), AtFlags::empty())?;
+        let make = || rustix::fs::linkat(&source, from.name.as_slice(), &target, to.name.as_slice(), AtFlags::empty());
+        self.make_in(&target, &to.name, make)?;
         let metadata = Metadata::of(&layer::stat(&*target, &to.name)?.ok_or(Errno::NOENT)?);
         self.draft.links_mut().note_name(&metadata, from.path(), to.path());
         Ok(())

@@ -1,14 +1,16 @@
 //! Making files in a draft's directory, and copying one with everything that belongs to it.
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::OnceLock;
+use std::os::unix::ffi::OsStrExt as _;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom as Whence, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom as Whence, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::timestamps;
-use crate::layer::{self, Layer};
+use crate::layer;
 use crate::metadata::Metadata;
 use crate::xattr::{self, Xattrs};
 
@@ -40,10 +42,14 @@ pub(super) enum Copied {
 }
 
 impl Inode {
-    /// Loads what is no directory. `dir` is the open directory of `path`'s parent.
-    pub(super) fn load(layer: &Layer, dir: impl AsFd, name: &[u8], path: &[u8], metadata: Metadata) -> Result<Self, Errno> {
+    /// Loads what is no directory. `dir` is the open directory that it is in.
+    pub(super) fn load(dir: impl AsFd, name: &[u8], metadata: Metadata) -> Result<Self, Errno> {
+        if metadata.file_type() == FileType::RegularFile {
+            let file = layer::open_in(&dir, name)?;
+            let xattrs = xattr::read_open(&file)?;
+            return Ok(Self { content: Content::File(file), metadata, xattrs });
+        }
         let content = match metadata.file_type() {
-            FileType::RegularFile => Content::File(layer.open_file(path).map_err(errno)?),
             FileType::Symlink => Content::Link(rustix::fs::readlinkat(&dir, name, Vec::with_capacity(256))?.into_bytes()),
             FileType::Directory => Content::Dir,
             kind => Content::Node { kind, rdev: metadata.rdev },
@@ -54,25 +60,26 @@ impl Inode {
 
     /// Writes it out under a name that is free.
     pub(super) fn store(&self, dir: &OwnedFd, name: &[u8]) -> Result<Copied, Errno> {
-        let made = make(dir, name, &self.content)?;
-        let mut copied = Copied::Bytes;
-        if let (Content::File(from), Some(to)) = (&self.content, &made) {
-            copied = copy_bytes(from, to, &self.metadata).map_err(errno)?;
-        }
-        dress(dir, name, &self.metadata, &self.xattrs)?;
+        let Content::File(from) = &self.content else {
+            make(dir, name, &self.content)?;
+            dress(dir, name, &self.metadata, &self.xattrs)?;
+            return Ok(Copied::Bytes);
+        };
+        let to = create(dir, name)?;
+        let copied = copy_bytes(from, &to, &self.metadata).map_err(errno)?;
+        dress_file(&to, &self.metadata, &self.xattrs)?;
         Ok(copied)
     }
 }
 
 /// Makes an empty file of the right type with no more permissions than its owner's.
-pub(super) fn make(dir: &OwnedFd, name: &[u8], content: &Content) -> Result<Option<File>, Errno> {
+pub(super) fn make(dir: &OwnedFd, name: &[u8], content: &Content) -> Result<(), Errno> {
     match content {
-        Content::Dir => rustix::fs::mkdirat(dir, name, Mode::RWXU)?,
-        Content::File(_) | Content::Empty => return create(dir, name).map(Some),
-        Content::Link(target) => rustix::fs::symlinkat(target.as_slice(), dir, name)?,
-        Content::Node { kind, rdev } => rustix::fs::mknodat(dir, name, *kind, Mode::RUSR | Mode::WUSR, *rdev)?,
+        Content::Dir => rustix::fs::mkdirat(dir, name, Mode::RWXU),
+        Content::File(_) | Content::Empty => create(dir, name).map(drop),
+        Content::Link(target) => rustix::fs::symlinkat(target.as_slice(), dir, name),
+        Content::Node { kind, rdev } => rustix::fs::mknodat(dir, name, *kind, Mode::RUSR | Mode::WUSR, *rdev),
     }
-    Ok(None)
 }
 
 fn create(dir: &OwnedFd, name: &[u8]) -> Result<File, Errno> {
@@ -88,16 +95,29 @@ pub(super) fn dress(dir: &OwnedFd, name: &[u8], metadata: &Metadata, xattrs: &Xa
     }
     if !xattrs.is_empty() {
         let path = layer::proc_path(dir, name);
-        for (key, value) in xattrs {
-            use std::os::unix::ffi::OsStrExt as _;
-            match xattr::set(&path, key.as_bytes(), value) {
-                // What this disk, or this user, cannot store is not worth the file.
-                Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
+        set_all(xattrs, |key, value| xattr::set(&path, key, value))?;
     }
     rustix::fs::utimensat(dir, name, &timestamps(metadata.atime.timespec(), metadata.mtime.timespec()), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// As [`dress`], of a file just made by [`create`].
+fn dress_file(file: &File, metadata: &Metadata, xattrs: &Xattrs) -> Result<(), Errno> {
+    // Owner and group are not those of this process where the directory is setgid, or its file system mounted for others.
+    rustix::fs::fchown(file, Some(Uid::from_raw(metadata.uid)), Some(Gid::from_raw(metadata.gid)))?;
+    rustix::fs::fchmod(file, Mode::from_raw_mode(metadata.permissions()))?;
+    set_all(xattrs, |key, value| rustix::fs::fsetxattr(file, key, value, XattrFlags::empty()))?;
+    rustix::fs::futimens(file, &timestamps(metadata.atime.timespec(), metadata.mtime.timespec()))
+}
+
+fn set_all(xattrs: &Xattrs, set: impl Fn(&[u8], &[u8]) -> Result<(), Errno>) -> Result<(), Errno> {
+    for (key, value) in xattrs {
+        match set(key.as_bytes(), value) {
+            // What this disk, or this user, cannot store is not worth the file.
+            Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn own(dir: &OwnedFd, name: &[u8], uid: u32, gid: u32) -> Result<(), Errno> {
@@ -129,7 +149,7 @@ fn copy_bytes(from: &File, to: &File, metadata: &Metadata) -> io::Result<Copied>
     if metadata.size == 0 {
         return Ok(Copied::Bytes);
     }
-    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+    if reflink(from, to, metadata.dev) {
         return Ok(Copied::Reflink);
     }
     if metadata.blocks * 512 >= metadata.size {
@@ -149,6 +169,23 @@ fn copy_bytes(from: &File, to: &File, metadata: &Metadata) -> io::Result<Copied>
     }
     to.set_len(metadata.size)?;
     Ok(Copied::Bytes)
+}
+
+/// Shares the blocks, where the disk can. A disk that said that it cannot is not asked again.
+fn reflink(from: &File, to: &File, disk: u64) -> bool {
+    static UNABLE: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    let unable = || UNABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    if unable().contains(&disk) {
+        return false;
+    }
+    match rustix::fs::ioctl_ficlone(to, from) {
+        Ok(()) => true,
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
+            unable().insert(disk);
+            false
+        }
+        Err(_) => false,
+    }
 }
 
 fn copy_range(mut from: &File, mut to: &File, start: u64, end: u64) -> io::Result<()> {

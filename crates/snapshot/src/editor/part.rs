@@ -61,7 +61,7 @@ fn part_one(
             rustix::fs::linkat(rustix::fs::CWD, layer.fs.join(copy.get()), dir, name, AtFlags::empty())
         }
         Entry::Vacant(slot) => {
-            let original = Inode::load(layer, dir, name.as_bytes(), path.as_os_str().as_bytes(), metadata)?;
+            let original = Inode::load(dir, name.as_bytes(), metadata)?;
             rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
             original.store(dir, name.as_bytes())?;
             slot.insert(path);
@@ -94,10 +94,7 @@ pub(crate) fn separate(root: &Path, inodes: &HashSet<u64>) -> Result<(), Errno> 
                     Some(copy) => {
                         rustix::fs::linkat(rustix::fs::CWD, layer.fs.join(copy), &aside_dir, temporary.as_str(), AtFlags::empty())?
                     }
-                    None => {
-                        _ = Inode::load(&layer, &handle, name.as_bytes(), path.as_os_str().as_bytes(), metadata)?
-                            .store(&aside_dir, temporary.as_bytes())?
-                    }
+                    None => _ = Inode::load(&handle, name.as_bytes(), metadata)?.store(&aside_dir, temporary.as_bytes())?,
                 }
                 keeping_times(&handle, || rustix::fs::renameat(&aside_dir, temporary.as_str(), &handle, &name))?;
                 copies.entry(metadata.ino).or_insert(path);

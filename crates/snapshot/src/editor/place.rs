@@ -81,14 +81,14 @@ impl Editor<'_> {
     /// False if this file or this disk takes no further link.
     fn link_at(&mut self, entry: &Entry, spot: &Spot, loan: Loan) -> Result<bool, Errno> {
         let upper = self.upper(&spot.dir)?;
-        self.clear_whiteout(&upper, &spot.name)?;
         let (dir, name) = rel::split(entry.rel()).expect("no directory is linked");
         self.open_source(entry, dir)?;
         let (.., source) = self.source.as_ref().expect("opened above");
         if !entry.layer.committed && !entry.layer.marked.load(Ordering::Relaxed) {
             entry.layer.mark_linked()?;
         }
-        match rustix::fs::linkat(source, name, &upper, spot.name.as_slice(), AtFlags::empty()) {
+        let make = || rustix::fs::linkat(source, name, &upper, spot.name.as_slice(), AtFlags::empty());
+        match self.make_in(&upper, &spot.name, make) {
             Ok(()) => {
                 self.draft.links_mut().note_linked(&entry.metadata, loan);
                 Ok(true)
@@ -103,13 +103,12 @@ impl Editor<'_> {
             return Err(Errno::ISDIR);
         }
         let upper = self.upper(&spot.dir)?;
-        self.clear_whiteout(&upper, &spot.name)?;
         let (dir, name) = rel::split(entry.rel()).expect("no directory is copied");
         self.open_source(entry, dir)?;
         let (.., source) = self.source.as_ref().expect("opened above");
-        let mut inode = Inode::load(&entry.layer, source, name, entry.rel(), entry.metadata)?;
+        let mut inode = Inode::load(source, name, entry.metadata)?;
         change.apply(&mut inode.metadata);
-        match inode.store(&upper, &spot.name)? {
+        match self.make_in(&upper, &spot.name, || inode.store(&upper, &spot.name))? {
             Copied::Reflink => Ok(Placed::Cloned),
             Copied::Bytes => Ok(Placed::Copied),
         }
