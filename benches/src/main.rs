@@ -13,9 +13,10 @@
 mod daemon;
 mod rows;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
-use daemon::Bench;
+use daemon::{Bench, Failed};
 
 struct Options {
     daemons: Vec<String>,
@@ -24,7 +25,8 @@ struct Options {
     rows: Vec<String>,
 }
 
-fn main() {
+fn main() -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
     let options = parse(std::env::args().skip(1).collect());
     let registry = testkit::Registry::start();
     registry.push("base", "latest", &testkit::busybox_image());
@@ -36,12 +38,18 @@ fn main() {
         for round in 0..options.rounds {
             for (index, command) in options.daemons.iter().enumerate() {
                 let mut bench = Bench::new(command, &options.client);
-                let value = (row.run)(&mut bench, &fixtures, round);
-                times[index].push(value);
+                match (row.run)(&mut bench, &fixtures, round) {
+                    Ok(value) => times[index].push(value),
+                    Err(Failed(why)) => {
+                        eprintln!("{}: {why}", row.name);
+                        code = ExitCode::FAILURE;
+                    }
+                }
             }
         }
         print(row, &mut times);
     }
+    code
 }
 
 fn print(row: &rows::Row, times: &mut [Vec<f64>]) {
@@ -51,9 +59,10 @@ fn print(row: &rows::Row, times: &mut [Vec<f64>]) {
     println!("{:<34}{cells}", row.name);
 }
 
+/// Not a number where every round failed.
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn tail(text: &str) -> &str {

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::daemon::Bench;
+use crate::daemon::{Bench, Failed};
 
 pub struct Row {
     pub name: &'static str,
-    pub run: fn(&mut Bench, &Fixtures, usize) -> f64,
+    pub run: fn(&mut Bench, &Fixtures, usize) -> Result<f64, Failed>,
     pub show: fn(f64) -> String,
 }
 
@@ -75,51 +75,51 @@ impl Fixtures {
     }
 
     /// The seconds of a first build, on a daemon that has the base image.
-    fn fresh(&self, bench: &mut Bench, dir: &Path) -> f64 {
-        self.started(bench);
+    fn fresh(&self, bench: &mut Bench, dir: &Path) -> Result<f64, Failed> {
+        self.started(bench)?;
         bench.build(dir, &[])
     }
 
     /// The seconds of a second build, after a change.
-    fn again(&self, bench: &mut Bench, dir: &Path, change: impl Fn(&Path)) -> f64 {
-        self.started(bench);
-        bench.build(dir, &[]);
+    fn again(&self, bench: &mut Bench, dir: &Path, change: impl Fn(&Path)) -> Result<f64, Failed> {
+        self.started(bench)?;
+        bench.build(dir, &[])?;
         change(dir);
         bench.build(dir, &[])
     }
 
     /// A running daemon that has pulled and unpacked the base image.
-    fn started(&self, bench: &mut Bench) {
-        bench.start();
+    fn started(&self, bench: &mut Bench) -> Result<(), Failed> {
+        bench.start()?;
         let warm = bench.scratch().join("warm");
         fs::create_dir(&warm).unwrap();
         fs::write(warm.join("Dockerfile"), format!("FROM {}/base:latest\nRUN true\n", self.host)).unwrap();
-        bench.build(&warm, &[]);
+        bench.build(&warm, &[]).map(drop)
     }
 }
 
-fn idle_memory(bench: &mut Bench, _: &Fixtures, _: usize) -> f64 {
-    bench.start();
-    bench.memory()
+fn idle_memory(bench: &mut Bench, _: &Fixtures, _: usize) -> Result<f64, Failed> {
+    bench.start()?;
+    Ok(bench.memory())
 }
 
-fn copy_from(bench: &mut Bench, fixtures: &Fixtures, _: usize) -> f64 {
-    fixtures.started(bench);
-    bench.build(&fixtures.copies, &["--opt", "target=tree"]);
+fn copy_from(bench: &mut Bench, fixtures: &Fixtures, _: usize) -> Result<f64, Failed> {
+    fixtures.started(bench)?;
+    bench.build(&fixtures.copies, &["--opt", "target=tree"])?;
     bench.build(&fixtures.copies, &[])
 }
 
-fn push(bench: &mut Bench, fixtures: &Fixtures, round: usize) -> f64 {
-    fixtures.started(bench);
+fn push(bench: &mut Bench, fixtures: &Fixtures, round: usize) -> Result<f64, Failed> {
+    fixtures.started(bench)?;
     touch(&fixtures.context, round + 1000);
-    bench.build(&fixtures.context, &[]);
+    bench.build(&fixtures.context, &[])?;
     let output = format!("type=image,name={}/pushed{}:latest,push=true", fixtures.host, std::process::id() as usize + round);
     bench.build(&fixtures.context, &["--output", &output])
 }
 
-fn local_export(bench: &mut Bench, fixtures: &Fixtures, _: usize) -> f64 {
-    fixtures.started(bench);
-    bench.build(&fixtures.context, &[]);
+fn local_export(bench: &mut Bench, fixtures: &Fixtures, _: usize) -> Result<f64, Failed> {
+    fixtures.started(bench)?;
+    bench.build(&fixtures.context, &[])?;
     let output = format!("type=local,dest={}", bench.scratch().join("out").display());
     bench.build(&fixtures.context, &["--output", &output])
 }
