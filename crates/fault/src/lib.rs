@@ -176,6 +176,17 @@ impl Fault {
         self.0.kind
     }
 
+    /// The first error of this type in the chain.
+    pub fn find<T: Error + 'static>(&self) -> Option<&T> {
+        match self.0.source.as_ref()? {
+            Source::Fault(inner) => inner.find(),
+            Source::Error(error) => {
+                let first: &(dyn Error + 'static) = error.as_ref();
+                std::iter::successors(Some(first), |&error| error.source()).find_map(|error| error.downcast_ref())
+            }
+        }
+    }
+
     /// All details, outermost first.
     pub fn details(&self) -> Vec<&Detail> {
         let mut all: Vec<&Detail> = self.0.details.iter().collect();
@@ -265,6 +276,14 @@ mod tests {
         let fault = Fault::from(std::io::Error::from_raw_os_error(2)).context("lstat /x");
         assert_eq!(fault.to_string(), "lstat /x: no such file or directory");
         assert_eq!(chain(&std::io::Error::other("A thing")), "A thing");
+    }
+
+    #[test]
+    fn errors_are_found_by_type() {
+        let fault =
+            Fault::from(std::io::Error::from_raw_os_error(2)).context("outer").with_detail(Detail::FrontendCap { name: "x".into() });
+        assert_eq!(fault.find::<std::io::Error>().and_then(std::io::Error::raw_os_error), Some(2));
+        assert!(fault.find::<std::fmt::Error>().is_none());
     }
 
     #[test]

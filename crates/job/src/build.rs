@@ -6,6 +6,7 @@ use bytes::Bytes;
 use engine::Job;
 use fault::{Fault, Kind, Result};
 use frontend::{Bridge, Outcome, Ref, SolveRequest};
+use layers::Layer;
 use llb::{Graph, Op};
 use oci::Digest;
 use progress::{Reporter, Sink, Update, Vertex};
@@ -38,6 +39,8 @@ pub struct Build {
     counter: std::sync::atomic::AtomicU64,
     /// Refs given out, so that one that comes back is known again.
     refs: Mutex<HashMap<String, Weak<BuildRef>>>,
+    /// What failed steps left behind, by the ids that the client knows.
+    kept: Mutex<HashMap<String, Layer>>,
 }
 
 impl Build {
@@ -59,6 +62,7 @@ impl Build {
             granted,
             counter: Default::default(),
             refs: Mutex::default(),
+            kept: Mutex::default(),
         }))
     }
 
@@ -151,13 +155,27 @@ impl Build {
         &self.granted
     }
 
+    /// Keeps a layer until the build ends, and names it.
+    pub(crate) fn keep(&self, layer: &Layer) -> String {
+        let id = layer.id().to_string();
+        self.kept.lock().expect("no holder of this lock panics").insert(id.clone(), layer.clone());
+        id
+    }
+
+    pub(crate) fn kept(&self, id: &str) -> Option<Layer> {
+        self.kept.lock().expect("no holder of this lock panics").get(id).cloned()
+    }
+
     pub(crate) fn remember(&self, reference: &Arc<BuildRef>) {
         let mut refs = self.refs.lock().expect("no holder of this lock panics");
         refs.insert(reference.id().to_owned(), Arc::downgrade(reference));
     }
 
     /// The layer behind a ref of this build, solved if it was not yet.
-    pub(crate) async fn layer_of(&self, reference: &Arc<dyn Ref>) -> Result<Option<layers::Layer>> {
+    pub(crate) async fn layer_of(&self, reference: &Arc<dyn Ref>) -> Result<Option<Layer>> {
+        if let Some(layer) = self.kept(reference.id()) {
+            return Ok(Some(layer));
+        }
         let known = self.refs.lock().expect("no holder of this lock panics").get(reference.id()).and_then(Weak::upgrade);
         match known {
             Some(reference) => reference.layer().await,

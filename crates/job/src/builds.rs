@@ -131,7 +131,13 @@ impl Service for Builds {
 
     async fn prune(&self, rule: PruneRule, deleted: mpsc::Sender<UsageRecord>) -> Result<()> {
         let index = self.worker.index().clone();
-        usage::prune(self.worker.layers(), rule, deleted, move |id| index.forget([id])).await
+        usage::prune(self.worker.layers(), rule, deleted, move |id| index.forget([id])).await?;
+        // While a build runs, blobs without a layer may be about to get one; pruning spares the young ones then.
+        if self.running.len() == 0 {
+            let content = self.worker.content().clone();
+            task::blocking(move || Ok(content.sweep(Duration::ZERO)?)).await?;
+        }
+        Ok(())
     }
 
     fn blobs(&self) -> Arc<dyn Blobs> {

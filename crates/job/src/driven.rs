@@ -2,13 +2,16 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fault::{Fault, Kind, Result};
+use fault::{Detail, Fault, Kind, Result};
 use frontend::{Bridge, Outcome, Ref};
+use layers::Layer;
+use worker::Remains;
 
 use crate::bridge::BuildBridge;
 use crate::build::Build;
 use crate::container::BuildContainer;
 use crate::gateway::{Container, ContainerRequest, Gateway};
+use crate::reference::BuildRef;
 
 pub struct Driven {
     build: Arc<Build>,
@@ -39,8 +42,28 @@ impl Gateway for Driven {
         if first { Ok(()) } else { Err(Fault::new(Kind::AlreadyExists, "gateway result is already set")) }
     }
 
-    fn failed_result(&self, _: &str) -> Option<Arc<dyn Ref>> {
-        None
+    async fn explain(&self, fault: Fault) -> Fault {
+        let Some(remains) = fault.find::<Remains>() else { return fault };
+        let mounts = remains.mounts().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what a failed step wrote is lost");
+            Vec::new()
+        });
+        let keep =
+            |layers: &[Option<Layer>]| layers.iter().map(|layer| layer.as_ref().map_or_else(String::new, |l| self.build.keep(l))).collect();
+        let vertex = remains.vertex();
+        let detail = Detail::Solve {
+            input_ids: keep(remains.inputs()),
+            mount_ids: keep(&mounts),
+            op: vertex.encoded.to_vec(),
+            description: vertex.metadata.description.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            subject: remains.subject(),
+        };
+        fault.clone().with_detail(detail)
+    }
+
+    fn failed_result(&self, id: &str) -> Option<Arc<dyn Ref>> {
+        let layer = self.build.kept(id)?;
+        Some(BuildRef::kept(self.build.clone(), id, layer))
     }
 
     async fn container(&self, request: ContainerRequest) -> Result<Arc<dyn Container>> {

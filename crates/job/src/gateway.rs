@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fault::Result;
+use fault::{Fault, Result};
 use frontend::{Bridge, Outcome, Ref};
 use oci::Platform;
 use tokio::sync::mpsc;
@@ -14,6 +14,11 @@ pub trait Gateway: Send + Sync {
 
     /// Ends the build with a result or with the driver's own failure. `AlreadyExists` with `gateway result is already set` the second time.
     async fn finish(&self, outcome: Result<Outcome>) -> Result<()>;
+
+    /// Adds to a failure what the failed step left behind, which is kept for as long as the build lasts.
+    async fn explain(&self, fault: Fault) -> Fault {
+        fault
+    }
 
     /// A result that a failed step left behind, named in the failure's [`fault::Detail::Solve`].
     fn failed_result(&self, id: &str) -> Option<Arc<dyn Ref>>;

@@ -31,6 +31,11 @@ impl BuildRef {
         Ok(reference)
     }
 
+    /// A result that no graph of its own leads to.
+    pub fn kept(build: Arc<Build>, id: &str, layer: Layer) -> Arc<Self> {
+        Arc::new(Self { id: id.to_owned(), build, graph: Arc::default(), built: OnceCell::new_with(Some(Ok(Some(layer)))) })
+    }
+
     /// Runs the graph if that has not happened yet.
     pub async fn layer(&self) -> Result<Option<Layer>> {
         self.built

@@ -13,6 +13,7 @@ use snapshot::{Editor, View};
 use sources::Sources;
 
 use crate::platforms;
+use crate::remains::Remains;
 
 /// What steps run with.
 pub struct Steps {
@@ -31,6 +32,33 @@ impl Steps {
 #[async_trait]
 impl Execute for Steps {
     async fn cache_map(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
+        self.key(vertex, index, context).await.map_err(|fault| Remains::of_step(vertex, fault))
+    }
+
+    async fn content_digest(&self, vertex: &Arc<Vertex>, input: usize, layer: Option<&Layer>, context: &Context) -> Result<Digest> {
+        self.content_key(vertex, input, layer, context).await.map_err(|fault| Remains::of_content(vertex, input, layer, fault))
+    }
+
+    async fn run(&self, vertex: &Arc<Vertex>, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {
+        self.outputs(vertex, inputs, context).await.map_err(|fault| Remains::of_step(vertex, fault))
+    }
+
+    fn load(&self, id: &LayerId) -> Option<Layer> {
+        let layer = self.layers.get(id).unwrap_or_else(|error| {
+            tracing::warn!(%error, layer = %id, "a recorded layer cannot be read");
+            None
+        })?;
+        // Left lazy by a build whose client is gone: going through its source again is what makes it whole.
+        layer.missing().is_ok_and(|missing| missing.is_empty()).then_some(layer)
+    }
+
+    fn is_limited(&self, vertex: &Vertex) -> bool {
+        matches!(vertex.op, Op::Source(_) | Op::Exec(_) | Op::File(_))
+    }
+}
+
+impl Steps {
+    async fn key(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
         if let Op::Source(op) = &vertex.op {
             let key = self.sources.cache_key(vertex, op, index, &source_context(context)).await?;
             return Ok(CacheMap { digest: key.digest, inputs: Vec::new(), more: key.more });
@@ -40,14 +68,14 @@ impl Execute for Steps {
         Ok(CacheMap { digest: key.digest, inputs, more: false })
     }
 
-    async fn content_digest(&self, vertex: &Arc<Vertex>, input: usize, layer: Option<&Layer>, context: &Context) -> Result<Digest> {
+    async fn content_key(&self, vertex: &Arc<Vertex>, input: usize, layer: Option<&Layer>, context: &Context) -> Result<Digest> {
         let key = cache_key::of(vertex, &self.platform(vertex)).map_err(|e| Fault::of(Kind::Invalid, e))?;
         let selectors = key.deps.into_iter().nth(input).and_then(|dep| dep.content);
         let selectors = selectors.ok_or_else(|| Fault::internal(format!("input {input} of {} is not keyed by content", vertex.digest)))?;
         checksum::of_selectors(layer, &selectors, &context.cancel, &context.reporter).await
     }
 
-    async fn run(&self, vertex: &Arc<Vertex>, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {
+    async fn outputs(&self, vertex: &Arc<Vertex>, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {
         match &vertex.op {
             Op::Source(op) => Ok(vec![self.sources.fetch(vertex, op, &source_context(context)).await?]),
             Op::Merge(order) => {
@@ -69,26 +97,12 @@ impl Execute for Steps {
                 realize(&inputs, context).await?;
                 self.check_platform(vertex)?;
                 let Context { cancel, reporter, sessions } = context;
-                self.exec.run(Request { vertex, op, inputs: &inputs, sessions, reporter, cancel }).await
+                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel };
+                self.exec.run(request).await.map_err(|failure| Remains::of_exec(vertex, failure))
             }
         }
     }
 
-    fn load(&self, id: &LayerId) -> Option<Layer> {
-        let layer = self.layers.get(id).unwrap_or_else(|error| {
-            tracing::warn!(%error, layer = %id, "a recorded layer cannot be read");
-            None
-        })?;
-        // Left lazy by a build whose client is gone: going through its source again is what makes it whole.
-        layer.missing().is_ok_and(|missing| missing.is_empty()).then_some(layer)
-    }
-
-    fn is_limited(&self, vertex: &Vertex) -> bool {
-        matches!(vertex.op, Op::Source(_) | Op::Exec(_) | Op::File(_))
-    }
-}
-
-impl Steps {
     /// A platform that this machine cannot run is refused before the step starts, with what would help.
     fn check_platform(&self, vertex: &Vertex) -> Result<()> {
         let wanted = self.platform(vertex);
@@ -114,9 +128,10 @@ impl Steps {
         context: &Context,
     ) -> Result<Vec<Option<Layer>>> {
         let workspace = LayerWorkspace { layers: self.layers.clone(), description: vertex.name.clone() };
-        let (op, cancel) = (op.clone(), context.cancel.clone());
+        let (op, cancel, vertex) = (op.clone(), context.cancel.clone(), vertex.clone());
         task::blocking(move || {
-            let outputs = file::apply(&op, &inputs, &workspace, &cancel).map_err(|failure| Fault::from(failure.error))?;
+            let outputs = file::apply(&op, &inputs, &workspace, &cancel);
+            let outputs = outputs.map_err(|failure| Remains::of_file(&vertex, &inputs, op.actions.len(), failure))?;
             Ok(outputs.into_iter().map(Some).collect())
         })
         .await

@@ -8,6 +8,8 @@ mod background;
 mod execute;
 mod open;
 mod platforms;
+mod remains;
 mod resolve;
 
 pub use open::{Facts, Runtime, Settings, Worker};
+pub use remains::Remains;

@@ -47,6 +47,14 @@ impl Drive {
         known.or_else(|| self.gateway.failed_result(id))
     }
 
+    /// A failure as the driver is told it: with what the failed step left behind.
+    async fn told<T>(&self, outcome: fault::Result<T>) -> Result<T, Status> {
+        match outcome {
+            Ok(value) => Ok(value),
+            Err(fault) => Err(status::of_build(&self.gateway.explain(fault).await)),
+        }
+    }
+
     fn container(&self, id: &str) -> Option<Arc<dyn Container>> {
         self.held().containers.get(id).cloned()
     }
@@ -59,7 +67,9 @@ impl Drive {
     async fn release(&self) {
         let containers: Vec<_> = self.held().containers.drain().map(|(_, container)| container).collect();
         for container in containers {
-            if let Err(fault) = container.release().await {
+            if let Err(fault) = container.release().await
+                && fault.kind() != fault::Kind::Canceled
+            {
                 tracing::warn!(%fault, "a gateway container was not released");
             }
         }

@@ -102,7 +102,7 @@ impl LlbBridge for Bridge {
             cache_imports: request.cache_imports.into_iter().map(|c| CacheImport { kind: c.r#type, attrs: c.attrs }).collect(),
             source_policies: convert::policies(request.source_policies)?,
         };
-        let outcome = drive.gateway.bridge().solve(asked).await.map_err(failed)?;
+        let outcome = drive.told(drive.gateway.bridge().solve(asked).await).await?;
         if matches!(outcome.refs, Refs::Map(_)) && !request.allow_result_return {
             return Err(Status::unknown("solve did not return default result"));
         }
@@ -121,27 +121,29 @@ impl LlbBridge for Bridge {
     async fn read_file(&self, request: Request<pb::ReadFileRequest>) -> Answer<pb::ReadFileResponse> {
         let drive = self.drive(&request).await?;
         let request = request.into_inner();
-        let data = reference(&drive, &request.r#ref)?.read_file(&request.file_path, range(request.range)).await.map_err(failed)?;
+        let data = reference(&drive, &request.r#ref)?.read_file(&request.file_path, range(request.range)).await;
+        let data = drive.told(data).await?;
         Ok(Response::new(pb::ReadFileResponse { data: data.into() }))
     }
 
     async fn read_dir(&self, request: Request<pb::ReadDirRequest>) -> Answer<pb::ReadDirResponse> {
         let drive = self.drive(&request).await?;
         let request = request.into_inner();
-        let entries = reference(&drive, &request.r#ref)?.read_dir(&request.dir_path, &request.include_pattern).await.map_err(failed)?;
+        let entries = reference(&drive, &request.r#ref)?.read_dir(&request.dir_path, &request.include_pattern).await;
+        let entries = drive.told(entries).await?;
         Ok(Response::new(pb::ReadDirResponse { entries: entries.into_iter().map(wire::from_stat).collect() }))
     }
 
     async fn stat_file(&self, request: Request<pb::StatFileRequest>) -> Answer<pb::StatFileResponse> {
         let drive = self.drive(&request).await?;
         let request = request.into_inner();
-        let stat = reference(&drive, &request.r#ref)?.stat_file(&request.path).await.map_err(failed)?;
+        let stat = drive.told(reference(&drive, &request.r#ref)?.stat_file(&request.path).await).await?;
         Ok(Response::new(pb::StatFileResponse { stat: Some(wire::from_stat(stat)) }))
     }
 
     async fn evaluate(&self, request: Request<pb::EvaluateRequest>) -> Answer<pb::EvaluateResponse> {
         let drive = self.drive(&request).await?;
-        reference(&drive, &request.into_inner().r#ref)?.evaluate().await.map_err(failed)?;
+        drive.told(reference(&drive, &request.into_inner().r#ref)?.evaluate().await).await?;
         Ok(Response::new(pb::EvaluateResponse {}))
     }
 
@@ -190,7 +192,7 @@ impl LlbBridge for Bridge {
         if drive.container(&id).is_some() {
             return Err(exists());
         }
-        let container = drive.gateway.container(container_request(&drive, request)?).await.map_err(failed)?;
+        let container = drive.told(drive.gateway.container(container_request(&drive, request)?).await).await?;
         let replaced = match drive.held().containers.entry(id.clone()) {
             std::collections::hash_map::Entry::Occupied(_) => true,
             std::collections::hash_map::Entry::Vacant(place) => {

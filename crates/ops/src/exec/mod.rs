@@ -3,13 +3,13 @@
 //! Start at [`Exec::run`]. Containers that are no steps use the parts of it: [`Prepared`] turns mounts into trees and the sandbox's mounts, and commits them afterwards;
 //! `environment` makes what the process sees; `log` carries its output.
 mod environment;
+mod failure;
 mod log;
 mod mounts;
 mod stubs;
 
 use std::sync::{Arc, Mutex};
 
-use fault::{Classified, Detail, Kind};
 use layers::{Layer, Layers};
 use llb::{ExecOp, LinuxResources, Meta, NetMode, SecurityMode, Vertex};
 use progress::Reporter;
@@ -18,6 +18,7 @@ use session::Group;
 use task::Cancel;
 
 pub use environment::{UNIX_PATH, WINDOWS_PATH, hosts, variables};
+pub use failure::{ExitError, Failure, Leftovers};
 pub use log::{LogLimits, StepLog};
 pub use mounts::{Prepared, Wanted};
 
@@ -40,34 +41,10 @@ pub struct Request<'a> {
     pub cancel: &'a Cancel,
 }
 
-/// A process that ended otherwise than the step allows.
-#[derive(Debug, thiserror::Error)]
-#[error("process {command} did not complete successfully: {}", reason(*code, *oom))]
-pub struct ExitError {
-    /// The arguments, joined and quoted.
-    pub command: String,
-    pub code: i32,
-    pub oom: bool,
-}
-
-fn reason(code: i32, oom: bool) -> String {
-    if oom { "cannot allocate memory".to_owned() } else { format!("exit code: {code}") }
-}
-
-impl Classified for ExitError {
-    fn kind(&self) -> Kind {
-        if self.oom { Kind::Exhausted } else { Kind::Unknown }
-    }
-
-    fn details(&self) -> Vec<Detail> {
-        vec![Detail::Exit { code: self.code as u32, error: String::new() }]
-    }
-}
-
 impl Exec {
     /// Runs the op; one result for each of its outputs.
-    pub async fn run(&self, request: Request<'_>) -> fault::Result<Vec<Option<Layer>>> {
-        let Request { vertex, op, inputs, sessions, reporter, cancel } = request;
+    pub async fn run(&self, request: Request<'_>) -> Result<Vec<Option<Layer>>, Failure> {
+        let Request { vertex, op, inputs, sessions, cancel, .. } = request;
         let owner = format!("exec {}", op.meta.args.join(" "));
         let wanted = Wanted {
             mounts: &op.mounts,
@@ -78,8 +55,25 @@ impl Exec {
             sessions,
             cancel,
         };
-        let mut prepared = Prepared::new(self, &wanted).await?;
-        let id = container_id(&vertex.digest.hex()[..16]);
+        let inputs: Vec<Option<Layer>> =
+            op.mounts.iter().map(|m| m.input.and_then(|i| inputs.get(i as usize).cloned().flatten())).collect();
+        let mut prepared = match Prepared::new(self, &wanted).await {
+            Ok(prepared) => prepared,
+            Err(fault) => return Err(Failure { fault, left: Leftovers::none(inputs) }),
+        };
+        let exit = match self.execute(&request, &mut prepared).await {
+            Ok(exit) => exit,
+            Err(fault) => return Err(Failure { fault, left: Leftovers::of(inputs, prepared, Vec::new()) }),
+        };
+        if !allowed(op, &exit) {
+            let fault = ExitError { command: quote(&op.meta.args.join(" ")), code: exit.code, oom: exit.oom_killed }.into();
+            return Err(Failure { fault, left: Leftovers::of(inputs, prepared, exit.stubs) });
+        }
+        prepared.commit(exit.stubs).await.map_err(|fault| Failure { fault, left: Leftovers::none(inputs) })
+    }
+
+    async fn execute(&self, request: &Request<'_>, prepared: &mut Prepared) -> fault::Result<Exit> {
+        let Request { vertex, op, sessions, reporter, cancel, .. } = request;
         let container = Container {
             root_readonly: prepared.root_readonly(),
             mounts: prepared.take_mounts(),
@@ -90,14 +84,10 @@ impl Exec {
             cgroup_parent: op.meta.cgroup_parent.clone(),
             security: security(op.security),
             recursive_stubs: op.meta.remove_mount_stubs_recursive,
-            ..Container::new(id, prepared.root())
+            ..Container::new(container_id(&vertex.digest.hex()[..16]), prepared.root())
         };
         let process = process(&op.meta, variables(&op.meta, &op.secret_env, &[UNIX_PATH], sessions).await?, false);
-        let exit = self.supervise(container, process, reporter, cancel).await?;
-        if !allowed(op, &exit) {
-            return Err(ExitError { command: quote(&op.meta.args.join(" ")), code: exit.code, oom: exit.oom_killed }.into());
-        }
-        prepared.commit(exit.stubs).await
+        self.supervise(container, process, reporter, cancel).await
     }
 
     /// Runs the process with its output going to the step's log.

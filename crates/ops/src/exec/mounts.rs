@@ -154,7 +154,10 @@ impl Prepared {
 
     fn bind(&self, exec: &Exec, wanted: &Wanted<'_>, index: usize, input: Option<Layer>) -> Result<(Option<MountSpec>, Backing)> {
         let mount = &wanted.mounts[index];
+        // A read-only root still gets mount points.
+        let is_root = destination(wanted, index) == "/";
         if mount.readonly
+            && !is_root
             && let Some(layer) = input
         {
             let spec = layer.mount_spec()?;
@@ -208,6 +211,29 @@ impl Prepared {
                 *slot = layer;
             }
             Ok(results)
+        })
+        .await
+    }
+
+    /// Lets go of all but what may have been written: the process is gone.
+    pub(super) fn retire(&mut self) {
+        for backing in &mut self.backings {
+            if !matches!(backing, Backing::Draft { .. }) {
+                *backing = Backing::Nothing;
+            }
+        }
+    }
+
+    /// Makes layers of all that was written, kept or not, in the places of `inputs`, which has one for each mount.
+    pub(super) async fn salvage(self, mut inputs: Vec<Option<Layer>>, stubs: Vec<PathBuf>) -> Result<Vec<Option<Layer>>> {
+        task::blocking(move || {
+            for (index, (backing, place)) in self.backings.into_iter().zip(&mut inputs).enumerate() {
+                if let Backing::Draft { draft, .. } = backing {
+                    let stubs = if self.root_index == Some(index) { stubs.as_slice() } else { &[] };
+                    *place = Some(committed(draft, stubs)?);
+                }
+            }
+            Ok(inputs)
         })
         .await
     }
