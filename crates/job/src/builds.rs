@@ -134,8 +134,7 @@ impl Service for Builds {
         usage::prune(self.worker.layers(), rule, deleted, move |id| index.forget([id])).await?;
         // While a build runs, blobs without a layer may be about to get one; pruning spares the young ones then.
         if self.running.len() == 0 {
-            let content = self.worker.content().clone();
-            task::blocking(move || Ok(content.sweep(Duration::ZERO)?)).await?;
+            self.worker.sweep().await?;
         }
         Ok(())
     }

@@ -38,6 +38,13 @@ impl<K: Clone + Eq + Hash, V> Memo<K, V> {
         // Only now: what a value holds may take other locks when it goes.
         drop(dropped);
     }
+
+    pub fn clear(&self) {
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        let dropped = (std::mem::take(&mut state.values), std::mem::take(&mut state.order));
+        drop(state);
+        drop(dropped);
+    }
 }
 
 #[cfg(test)]
@@ -51,5 +58,7 @@ mod tests {
             memo.put(n % 3, Arc::new(n));
         }
         assert_eq!((memo.get(&0).as_deref(), memo.get(&1), memo.get(&2).as_deref()), (Some(&3), None, Some(&2)));
+        memo.clear();
+        assert!(memo.get(&0).is_none());
     }
 }

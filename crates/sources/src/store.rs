@@ -63,6 +63,11 @@ impl Sources {
         }
     }
 
+    /// Forgets what images were pinned to, and lets go of their documents.
+    pub fn forget(&self) {
+        self.0.images.clear();
+    }
+
     /// The pinned content as a layer; `None` for an image without layers. Images come back lazy.
     pub async fn fetch(&self, vertex: &Vertex, op: &SourceOp, context: &Context) -> Result<Option<Layer>> {
         let (scheme, rest) = scheme::split(&op.identifier)?;

@@ -132,6 +132,13 @@ impl Worker {
         &self.exporters
     }
 
+    /// Removes blobs that only memory keeps. For when no build runs: one that does may be about to use them.
+    pub async fn sweep(&self) -> fault::Result<()> {
+        self.sources.forget();
+        let content = self.content.clone();
+        task::blocking(move || Ok(content.sweep(Duration::ZERO).map(|_| ())?)).await
+    }
+
     /// What runs processes.
     pub fn exec(&self) -> &Arc<Exec> {
         &self.exec
