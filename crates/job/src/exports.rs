@@ -59,7 +59,9 @@ async fn join_all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>)
 async fn resolve(build: &Build, session: Option<&Arc<dyn Session>>, outcome: &Outcome) -> Result<Vec<Box<dyn Exporter>>> {
     let mut asked: Vec<Typed> = build.request.exporters.clone();
     if let (Some(session), true) = (session, build.request.session_exporters) {
-        match session.find_exporters(&outcome.metadata, &[]).await {
+        // The client may look into the results by these ids before it answers.
+        let refs: Vec<String> = outcome.all().into_iter().filter_map(|(_, reference)| Some(reference?.id().to_owned())).collect();
+        match session.find_exporters(&outcome.metadata, &refs).await {
             Ok(found) => asked.extend(found.into_iter().map(|e| Typed { kind: e.kind, attrs: e.attrs })),
             Err(fault) if matches!(fault.kind(), fault::Kind::Unimplemented | fault::Kind::Unavailable) => {}
             Err(fault) => return Err(fault),
