@@ -59,7 +59,7 @@ impl Drive {
     }
 
     /// Reads what a driver returns: refs are named by id.
-    pub(super) fn into_outcome(&self, message: pb::Result) -> Result<Outcome> {
+    pub(super) fn read_outcome(&self, message: pb::Result) -> Result<Outcome> {
         let find = |id: &str| match id {
             "" => Ok(None),
             id => self.reference(id).map(Some).ok_or_else(|| Fault::new(Kind::Unknown, format!("return reference {id} not found"))),

@@ -172,7 +172,7 @@ impl LlbBridge for Bridge {
         let request = request.into_inner();
         let outcome = match request.error {
             Some(error) => Err(status::message_into_fault(&error)),
-            None => Ok(drive.into_outcome(request.result.unwrap_or_default()).map_err(failed)?),
+            None => Ok(drive.read_outcome(request.result.unwrap_or_default()).map_err(failed)?),
         };
         drive.gateway.finish(outcome).await.map_err(|fault| Status::unknown(fault.to_string()))?;
         Ok(Response::new(pb::ReturnResponse {}))

@@ -58,7 +58,7 @@ impl ContentStore for RemoteContent {
         let request = self.request(pb::ReadContentRequest { digest: digest.to_string(), offset: offset as i64, size: 0 })?;
         let mut client = self.client();
         let incoming = Incoming::open(self.connection.life(), async move { client.read(request).await });
-        Ok(Box::new(WireDownload::new(incoming.map(|message| message.map(|m| Bytes::from(m.data))))))
+        Ok(Box::new(WireDownload::new(incoming.map(|message| message.map(|m| m.data)))))
     }
 
     async fn write(&self, digest: &Digest, size: u64) -> Result<Option<Box<dyn Upload>>> {
@@ -111,7 +111,7 @@ impl Upload for Write {
             let request = pb::WriteContentRequest {
                 action: pb::WriteAction::Write as i32,
                 offset: self.offset,
-                data: chunk.into(),
+                data: chunk,
                 ..self.template.clone()
             };
             let answer = self.exchange(request).await.map_err(|status| into_fault(&status))?;

@@ -69,7 +69,7 @@ pub struct Incoming<T> {
 
 enum State<T> {
     Opening(oneshot::Receiver<Result<Response<Streaming<T>>, Status>>),
-    Open(Streaming<T>),
+    Open(Box<Streaming<T>>),
     Ended,
 }
 
@@ -98,7 +98,7 @@ impl<T> Stream for Incoming<T> {
             let this = &mut *self;
             match &mut this.state {
                 State::Opening(opening) => match ready!(Pin::new(opening).poll(cx)) {
-                    Ok(Ok(response)) => this.state = State::Open(response.into_inner()),
+                    Ok(Ok(response)) => this.state = State::Open(Box::new(response.into_inner())),
                     Ok(Err(status)) => {
                         this.state = State::Ended;
                         return Poll::Ready(Some(Err(status)));
@@ -106,7 +106,7 @@ impl<T> Stream for Incoming<T> {
                     Err(_) => return Poll::Ready(Some(Err(Status::cancelled("the call was abandoned")))),
                 },
                 State::Open(stream) => {
-                    let next = ready!(Pin::new(stream).poll_next(cx));
+                    let next = ready!(Pin::new(stream.as_mut()).poll_next(cx));
                     if !matches!(next, Some(Ok(_))) {
                         this.state = State::Ended;
                     }

@@ -110,6 +110,24 @@ async fn collect(client: &client::Client, id: &str) -> Vec<pb::StatusResponse> {
 }
 
 #[tokio::test]
+async fn a_cancelled_call_cancels_the_build() {
+    let (daemon, _sessions, client) = house().await;
+    let solving = tokio::spawn({
+        let client = client.clone();
+        async move { client.control().solve(pb::SolveRequest { r#ref: "b5".into(), ..Default::default() }).await }
+    });
+    while daemon.running() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let again = client.control().solve(pb::SolveRequest { r#ref: "b5".into(), ..Default::default() }).await.unwrap_err();
+    assert_eq!(again.message(), "job ID b5 exists");
+    solving.abort();
+    while daemon.running() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn status_headers_come_before_anything_else() {
     let (_daemon, _sessions, client) = house().await;
     let answer = client.control().status(pb::StatusRequest { r#ref: "nobody".into() }).await.unwrap();

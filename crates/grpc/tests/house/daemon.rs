@@ -36,6 +36,10 @@ pub struct Drive {
 }
 
 impl Daemon {
+    pub fn running(&self) -> usize {
+        self.builds.len()
+    }
+
     pub fn hub(&self, build: &str) -> Hub {
         self.builds.get(build).unwrap().hub.clone()
     }

@@ -148,9 +148,11 @@ async fn credentials_come_from_the_lookup() {
     assert_eq!(session.token_authority("r.example", b"salt").await.unwrap(), None);
 }
 
+type DataAndMetadata = (Vec<u8>, BTreeMap<String, String>);
+
 /// What a file output received, and with which metadata.
 #[derive(Default, Clone)]
-struct Written(Arc<Mutex<(Vec<u8>, BTreeMap<String, String>)>>);
+struct Written(Arc<Mutex<DataAndMetadata>>);
 
 impl Write for Written {
     fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
@@ -303,6 +305,46 @@ async fn sessions_come_and_go() {
     while sessions.count() > 0 {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn a_lost_connection_ends_its_sessions() {
+    let (_daemon, sessions, client) = house().await;
+    let (_running, session) = open(&sessions, &client, Session::new("")).await;
+    client.connection().life().cancel("unplugged");
+    tokio::time::timeout(Duration::from_secs(10), session.closed()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_came_back_replaces_the_old_one() {
+    let (_daemon, sessions, client) = house().await;
+    let silent = |id: &str| {
+        let mut request = tonic::Request::new(tokio_stream::pending::<proto::moby::buildkit::v1::BytesMessage>());
+        request.metadata_mut().insert("x-docker-expose-session-uuid", id.parse().unwrap());
+        request
+    };
+    let mut first = client.control().session(silent("same")).await.unwrap().into_inner();
+    let old = sessions.get("same").await.unwrap();
+    let _second = client.control().session(silent("same")).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), old.closed()).await.unwrap();
+    assert_eq!(sessions.count(), 1);
+    let old_tunnel = async { while let Ok(Some(_)) = first.message().await {} };
+    tokio::time::timeout(Duration::from_secs(10), old_tunnel).await.expect("the old tunnel ends");
+    let refused = client.control().session(tonic::Request::new(tokio_stream::empty())).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "a session needs an id");
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_answer_is_given_up() {
+    let (_daemon, sessions, client) = house().await;
+    let mut request = tonic::Request::new(tokio_stream::pending::<proto::moby::buildkit::v1::BytesMessage>());
+    request.metadata_mut().insert("x-docker-expose-session-uuid", "dead".parse().unwrap());
+    request.metadata_mut().insert("x-buildkit-session-health-custom-timeout", "1".parse().unwrap());
+    let _tunnel = client.control().session(request).await.unwrap();
+    let session = sessions.get("dead").await.unwrap();
+    let started = std::time::Instant::now();
+    tokio::time::timeout(Duration::from_secs(20), session.closed()).await.unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(1), "the limit has a floor");
 }
 
 #[tokio::test(start_paused = true)]
