@@ -56,3 +56,14 @@ pub use store::Layers;
 pub use tar::TarError;
 pub use unpack::UnpackError;
 pub use usage::{UsageQuery, UsageRecord};
+
+/// What fuzz targets call; see `docs/fuzzing.md`.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use std::path::Path;
+
+    /// Unpacks a layer's archive into the empty directory `root`.
+    pub fn unpack(archive: &[u8], root: &Path) -> Result<(), crate::UnpackError> {
+        crate::unpack::unpack(archive, root, false).map(drop)
+    }
+}

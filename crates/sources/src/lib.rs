@@ -24,3 +24,9 @@ pub use image::ImageConfig;
 pub use key::Key;
 pub use local::LocalError;
 pub use store::{Context, Sources};
+
+/// What fuzz targets call; see `docs/fuzzing.md`.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    pub use crate::local::fuzzing::receive;
+}

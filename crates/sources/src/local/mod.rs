@@ -1,6 +1,8 @@
 //! `local://`: directories of a client.
 mod disk;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hash;
 mod index;
 mod metadata;

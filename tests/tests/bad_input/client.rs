@@ -1,0 +1,98 @@
+//! A client that sends what it is told to, well formed or not.
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ::client::{Client, Endpoint, new_id};
+use bytes::Bytes;
+use proto::fsutil::types::Packet;
+use proto::moby::buildkit::v1 as pb;
+use proto::moby::filesync::v1::file_sync_server::{FileSync, FileSyncServer};
+use testkit::Daemon;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::service::RoutesBuilder;
+use tonic::{Request, Response, Status, Streaming};
+
+/// No refusal takes longer.
+const LIMIT: Duration = Duration::from_secs(30);
+
+pub async fn connect(daemon: &Daemon) -> Client {
+    Client::connect(&Endpoint::Unix(daemon.socket()), LIMIT).await.unwrap()
+}
+
+/// What the daemon says to a definition; empty if it builds.
+pub async fn solve(client: &Client, definition: pb_of::Definition, session: &str) -> String {
+    let request = pb::SolveRequest { r#ref: new_id(), definition: Some(definition), session: session.into(), ..Default::default() };
+    let answer = tokio::time::timeout(LIMIT, client.control().solve(request)).await.expect("an answer comes");
+    answer.map_or_else(|status| status.message().to_owned(), |_| String::new())
+}
+
+pub use proto::pb as pb_of;
+
+/// A session whose files are what `packets` says, whoever asks for what.
+pub struct Liar {
+    pub id: String,
+    /// What the daemon told us was wrong.
+    pub told: Arc<Mutex<Vec<String>>>,
+}
+
+impl Liar {
+    pub async fn open(client: &Client, packets: Vec<Packet>) -> Self {
+        let told = Arc::default();
+        let mut routes = RoutesBuilder::default();
+        routes.add_service(FileSyncServer::new(Files { packets, told: Arc::clone(&told) }));
+        let (sender, mut incoming, id) = tunnel(client).await;
+        let (pipe_in, from_daemon) = mpsc::channel::<Result<Bytes, Status>>(32);
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = incoming.message().await {
+                let _ = pipe_in.send(Ok(message.data)).await;
+            }
+        });
+        let pipe = wire::Pipe::new(ReceiverStream::new(from_daemon), sender);
+        tokio::spawn(wire::serve(pipe, routes.routes().prepare()));
+        Self { id, told }
+    }
+}
+
+/// A session on whose tunnel the caller itself sends bytes.
+pub async fn tunnel(client: &Client) -> (mpsc::Sender<Bytes>, Streaming<pb::BytesMessage>, String) {
+    let (sender, outgoing) = mpsc::channel::<Bytes>(32);
+    let mut request = Request::new(ReceiverStream::new(outgoing).map(|data| pb::BytesMessage { data }));
+    let id = new_id();
+    request.metadata_mut().insert("x-docker-expose-session-uuid", id.parse().unwrap());
+    request.metadata_mut().insert("x-docker-expose-session-grpc-method", "/moby.filesync.v1.FileSync/DiffCopy".parse().unwrap());
+    let incoming = client.control().session(request).await.unwrap().into_inner();
+    (sender, incoming, id)
+}
+
+struct Files {
+    packets: Vec<Packet>,
+    told: Arc<Mutex<Vec<String>>>,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl FileSync for Files {
+    type DiffCopyStream = Answers;
+
+    async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<Answers>, Status> {
+        let (told, mut requests) = (self.told.clone(), request.into_inner());
+        tokio::spawn(async move {
+            while let Ok(Some(packet)) = requests.message().await {
+                if packet.r#type == proto::fsutil::types::packet::PacketType::PacketErr as i32 {
+                    told.lock().unwrap().push(String::from_utf8_lossy(&packet.data).into_owned());
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::iter(self.packets.clone().into_iter().map(Ok)))))
+    }
+
+    type TarStreamStream = Answers;
+
+    async fn tar_stream(&self, _: Request<Streaming<Packet>>) -> Result<Response<Answers>, Status> {
+        Err(Status::unimplemented("no tars"))
+    }
+}
