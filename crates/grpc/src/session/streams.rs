@@ -80,10 +80,14 @@ impl<T: Send + 'static> Incoming<T> {
         let cancel = session.child();
         let guard = task::CancelOnDrop::new(cancel.clone(), "the stream was dropped");
         task::spawn("session call", async move {
-            let outcome = tokio::select! {
+            let mut outcome = tokio::select! {
                 outcome = call => outcome,
                 () = cancel.cancelled() => Err(Status::cancelled(cancel.reason())),
             };
+            // What tonic says of a connection that is gone, and what a person can make sense of.
+            if matches!(&outcome, Err(status) if status.message().starts_with("Service was not ready")) {
+                outcome = Err(Status::unavailable("the client closed its session"));
+            }
             let _ = answer.send(outcome);
         });
         Self { state: State::Opening(opening), _guard: guard }

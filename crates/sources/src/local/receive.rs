@@ -20,8 +20,11 @@ pub(crate) async fn receive(stream: Box<dyn FileStream>, writer: Writer, row: Ro
     let writing = task::blocking(move || write(writer, queue, &requests));
     let outcome = cancel
         .run(async {
-            let (synced, (), ()) = tokio::try_join!(writing, take(source, packets, row), ask(sink.as_mut(), wanted))?;
-            Ok::<_, Fault>(synced)
+            let (synced, failure, ()) = tokio::try_join!(writing, take(source, packets, row), ask(sink.as_mut(), wanted))?;
+            match (failure, synced) {
+                (None, Some(synced)) => Ok(synced),
+                (failure, _) => Err(failure.unwrap_or_else(|| LocalError::Ended.into())),
+            }
         })
         .await;
     if let Err(fault) = &outcome {
@@ -35,10 +38,22 @@ enum Input {
     Stat(Stat),
     StatEnd,
     Data(u32, Bytes),
+    /// Nothing more will come.
+    Broken,
 }
 
-/// Passes on what the client sends, until it has answered our end with its own.
-async fn take(mut source: Box<dyn PacketSource>, packets: mpsc::Sender<Input>, mut row: Row) -> fault::Result<()> {
+/// Passes on what the client sends. What is wrong with that is for the writer to say, which reads it later, so a stream that breaks is no error until the
+/// writer has seen all that came before: a client that lies and leaves has lied.
+async fn take(source: Box<dyn PacketSource>, packets: mpsc::Sender<Input>, row: Row) -> fault::Result<Option<Fault>> {
+    let failure = pass_on(source, &packets, row).await.err();
+    if failure.is_some() {
+        let _ = packets.send(Input::Broken).await;
+    }
+    Ok(failure)
+}
+
+/// Until the client has answered our end with its own.
+async fn pass_on(mut source: Box<dyn PacketSource>, packets: &mpsc::Sender<Input>, mut row: Row) -> fault::Result<()> {
     loop {
         let packet = source.receive().await?.ok_or(LocalError::Ended)?;
         let input = match packet {
@@ -73,18 +88,19 @@ async fn ask(sink: &mut dyn PacketSink, mut wanted: mpsc::UnboundedReceiver<Vec<
             sink.send(Packet::Request { id }).await?;
         }
     }
-    // The writer failed; its error is the one that counts.
-    std::future::pending().await
+    // The writer failed or gave up; what it says counts.
+    Ok(())
 }
 
-/// Runs on a blocking thread. An empty list of requests says that all is written.
-fn write(mut writer: Writer, mut queue: mpsc::Receiver<Input>, requests: &mpsc::UnboundedSender<Vec<u32>>) -> fault::Result<Synced> {
+/// Runs on a blocking thread. An empty list of requests says that all is written; `None` that the stream broke before.
+fn write(mut writer: Writer, mut queue: mpsc::Receiver<Input>, requests: &mpsc::UnboundedSender<Vec<u32>>) -> fault::Result<Option<Synced>> {
     let gone = || Fault::new(Kind::Canceled, "the transfer was given up");
     while !writer.is_complete() {
         match queue.blocking_recv().ok_or_else(gone)? {
             Input::Stat(stat) => writer.entry(stat)?,
             Input::StatEnd => writer.end()?,
             Input::Data(id, data) => writer.data(id, &data)?,
+            Input::Broken => return Ok(None),
         }
         let wanted = writer.requests();
         if !wanted.is_empty() {
@@ -93,5 +109,5 @@ fn write(mut writer: Writer, mut queue: mpsc::Receiver<Input>, requests: &mpsc::
     }
     let synced = writer.finish()?;
     requests.send(Vec::new()).map_err(|_| gone())?;
-    Ok(synced)
+    Ok(Some(synced))
 }
