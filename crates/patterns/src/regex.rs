@@ -34,6 +34,8 @@ enum Node {
 const MAX_REPEAT: u32 = 1000;
 /// Bounds what nested counted repeats may expand to.
 const MAX_PROGRAM: usize = 20_000;
+/// Groups within groups; Go's limit. Reading and writing them recurses.
+const MAX_DEPTH: usize = 1_000;
 
 pub(crate) fn ranges_contain(ranges: &[(char, char)], c: char) -> bool {
     ranges.iter().any(|(low, high)| (*low..=*high).contains(&c))
@@ -42,7 +44,7 @@ pub(crate) fn ranges_contain(ranges: &[(char, char)], c: char) -> bool {
 impl Regex {
     /// `None` if Go would not compile it (or it holds what no path pattern needs).
     pub fn parse(text: &str) -> Option<Self> {
-        let mut parser = Parser { chars: text.chars().collect(), at: 0 };
+        let mut parser = Parser { chars: text.chars().collect(), at: 0, depth: 0 };
         let node = parser.alternatives()?;
         if parser.at != parser.chars.len() {
             return None;
@@ -171,6 +173,8 @@ fn emit(node: &Node, program: &mut Vec<Step>) -> Option<()> {
 struct Parser {
     chars: Vec<char>,
     at: usize,
+    /// Groups that are open.
+    depth: usize,
 }
 
 impl Parser {
@@ -259,7 +263,12 @@ impl Parser {
             '[' => self.class()?,
             '\\' => self.escape()?,
             '(' => {
+                self.depth += 1;
+                if self.depth > MAX_DEPTH {
+                    return None;
+                }
                 let inner = self.alternatives()?;
+                self.depth -= 1;
                 return self.take(')').then_some(inner);
             }
             c => Step::Char(c),
@@ -284,8 +293,10 @@ impl Parser {
                 return Some(Step::Class { negated, ranges });
             }
             first = false;
-            if self.peek()? == '[' && self.chars.get(self.at + 1) == Some(&':') {
-                ranges.extend(self.named_class()?);
+            if self.peek()? == '['
+                && let Some(length) = self.named_class_length()
+            {
+                ranges.extend(self.named_class(length)?);
                 continue;
             }
             if self.peek()? == '\\'
@@ -321,12 +332,16 @@ impl Parser {
         literal_escape(c)
     }
 
-    fn named_class(&mut self) -> Option<Vec<(char, char)>> {
-        let rest: String = self.chars[self.at..].iter().collect();
-        let end = rest.find(":]")?;
-        let name = &rest[2..end];
-        self.at += rest[..end].chars().count() + 2;
-        let (negated, name) = name.strip_prefix('^').map_or((false, name), |name| (true, name));
+    /// How long the name in `[:name:]` is, if that is what stands here. What has no end is no name: its characters count as themselves.
+    fn named_class_length(&self) -> Option<usize> {
+        let rest = self.chars[self.at..].strip_prefix(&['[', ':'])?;
+        rest.windows(2).position(|pair| pair == [':', ']'])
+    }
+
+    fn named_class(&mut self, length: usize) -> Option<Vec<(char, char)>> {
+        let name: String = self.chars[self.at + 2..][..length].iter().collect();
+        self.at += length + 4;
+        let (negated, name) = name.strip_prefix('^').map_or((false, name.as_str()), |name| (true, name));
         let ranges = match name {
             "alnum" => vec![('0', '9'), ('A', 'Z'), ('a', 'z')],
             "alpha" => vec![('A', 'Z'), ('a', 'z')],
@@ -409,6 +424,9 @@ mod tests {
             ("^[[:digit:]]+$", "123", true),
             ("^[^[:digit:]]$", "1", false),
             ("^[]a]$", "]", true),
+            ("^[[:]$", ":", true),
+            ("^[[:]]$", "[]", true),
+            ("^[[:a]$", "[", true),
             ("^\\d\\D$", "1x", true),
             ("^[\\D]$", "1", false),
             ("^.$", "\n", false),
@@ -417,9 +435,20 @@ mod tests {
         ] {
             assert_eq!(Regex::parse(regex).unwrap().matches(text), want, "{regex} {text:?}");
         }
-        for bad in ["*", "^a**", "[", "[a", "(", "a)", "\\z", "[b-a]", "[[:nope:]]"] {
+        for bad in ["*", "^a**", "[", "[a", "(", "a)", "\\z", "[b-a]", "[[:nope:]]", "[[::]]", "[[:x", "[[:"] {
             assert!(Regex::parse(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nested = |depth: usize| format!("{}a{}", "(".repeat(depth), ")".repeat(depth));
+        // On a stack as small as those of the threads that read what clients send.
+        let small = std::thread::Builder::new().stack_size(2 << 20);
+        let parse = move || {
+            (Regex::parse(&nested(1_000)).is_some(), Regex::parse(&nested(1_001)).is_some(), Regex::parse(&"(".repeat(1 << 20)).is_some())
+        };
+        assert_eq!(small.spawn(parse).unwrap().join().unwrap(), (true, false, false));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! LLB that is none, or says what cannot be.
 use oci::Digest;
-use proto::pb;
 use prost::Message as _;
+use proto::pb;
 use testkit::Daemon;
 
 use crate::client::{connect, solve};

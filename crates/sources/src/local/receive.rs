@@ -93,7 +93,11 @@ async fn ask(sink: &mut dyn PacketSink, mut wanted: mpsc::UnboundedReceiver<Vec<
 }
 
 /// Runs on a blocking thread. An empty list of requests says that all is written; `None` that the stream broke before.
-fn write(mut writer: Writer, mut queue: mpsc::Receiver<Input>, requests: &mpsc::UnboundedSender<Vec<u32>>) -> fault::Result<Option<Synced>> {
+fn write(
+    mut writer: Writer,
+    mut queue: mpsc::Receiver<Input>,
+    requests: &mpsc::UnboundedSender<Vec<u32>>,
+) -> fault::Result<Option<Synced>> {
     let gone = || Fault::new(Kind::Canceled, "the transfer was given up");
     while !writer.is_complete() {
         match queue.blocking_recv().ok_or_else(gone)? {
