@@ -84,14 +84,20 @@ impl<T: Send + 'static> Incoming<T> {
                 outcome = call => outcome,
                 () = cancel.cancelled() => Err(Status::cancelled(cancel.reason())),
             };
-            // What tonic says of a connection that is gone, and what a person can make sense of.
-            if matches!(&outcome, Err(status) if status.message().starts_with("Service was not ready")) {
-                outcome = Err(Status::unavailable("the client closed its session"));
+            if let Err(status) = &outcome
+                && is_ours(status)
+            {
+                outcome = Err(Status::unavailable(format!("the client's session broke: {}", status.message())));
             }
             let _ = answer.send(outcome);
         });
         Self { state: State::Opening(opening), _guard: guard }
     }
+}
+
+/// Whether tonic or hyper made this of a connection that is gone, rather than the client.
+fn is_ours(status: &Status) -> bool {
+    std::error::Error::source(status).is_some() || status.message().starts_with("Service was not ready")
 }
 
 impl<T> Stream for Incoming<T> {
