@@ -88,7 +88,6 @@ async fn definitions_that_cannot_be() {
         (of(&[pb::Op { inputs: vec![nowhere.clone()], ..local.clone() }], 0), &nowhere.digest),
         (of(&[itself.clone()], 0), &itself.inputs[0].digest),
         (of(&[local.clone()], -1), "output index -1"),
-        (of(&[made.clone()], 7), "7"),
         (of(&[local.clone()], i64::MAX), "output index 9223372036854775807"),
         (of(&[pb::Op { op: None, ..local.clone() }], 0), "invalid nil op"),
         (of(&[source("gopher://x")], 0), "gopher"),
