@@ -368,16 +368,6 @@ fn is_rootless() -> bool {
     !rustix::process::geteuid().is_root() || (!whole && user.is_some_and(|u| u != "root"))
 }
 
-/// The default address of a daemon, for clients too.
-pub fn default_address() -> String {
-    Paths::of_environment().address
-}
-
-/// The default root of a daemon.
-pub fn default_root() -> PathBuf {
-    Paths::of_environment().root
-}
-
 fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
