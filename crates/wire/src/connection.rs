@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::body::Body;
 
-use crate::{CONNECTION_WINDOW, MAX_FRAME, MAX_HEADERS, STREAM_WINDOW};
+use crate::{MAX_FRAME, MAX_HEADERS, SESSION_WINDOW, STREAM_WINDOW};
 
 /// Makes calls on one connection; clones share it. Does not reconnect.
 #[derive(Clone)]
@@ -25,7 +25,7 @@ pub async fn connect(pipe: impl AsyncRead + AsyncWrite + Send + Unpin + 'static)
     let (requests, driver) = http2::Builder::new(Tasks)
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(SESSION_WINDOW)
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADERS)
         .max_send_buf_size(2 << 20)
