@@ -133,7 +133,7 @@ impl Service for Builds {
         let index = self.worker.index().clone();
         usage::prune(self.worker.layers(), rule, deleted, move |id| index.forget([id])).await?;
         // While a build runs, blobs without a layer may be about to get one; pruning spares the young ones then.
-        if self.running.len() == 0 {
+        if self.running.is_empty() {
             self.worker.sweep().await?;
         }
         Ok(())

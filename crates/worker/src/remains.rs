@@ -17,6 +17,7 @@ pub struct Remains {
     subject: Option<Subject>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one of these exists for each failed step, and is never moved")]
 enum Mounts {
     Known(Vec<Option<Layer>>),
     Exec(Leftovers),

@@ -266,7 +266,7 @@ impl<'a, 'e> Copier<'a, 'e> {
             }
         }
         let attributes = self.change.all_of(entry.metadata());
-        Ok(self.editor.set(target, &attributes).map_err(info)?)
+        self.editor.set(target, &attributes).map_err(info)
     }
 
     fn copy_file(&mut self, entry: &Entry, target: &Path, existing: Option<Entry>) -> Result<(), ActionError> {
@@ -281,7 +281,7 @@ impl<'a, 'e> Copier<'a, 'e> {
         if metadata.file_type() == FileType::Socket {
             // As upstream: in a layer a socket means nothing, an empty file stands for it.
             drop(self.editor.create_file(target, metadata.permissions())?);
-            return Ok(self.editor.set(target, &self.change.all_of(metadata)).map_err(info)?);
+            return self.editor.set(target, &self.change.all_of(metadata)).map_err(info);
         }
         if metadata.is_file() && metadata.nlink > 1 {
             let key = (entry.tree(), metadata.ino);
