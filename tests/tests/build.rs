@@ -122,7 +122,7 @@ fn the_second_build_is_cached_also_after_a_restart_and_a_touch() {
     registry.push("base", "latest", &busybox_image());
     let mut daemon = Daemon::start(&[]);
     let dir = context(&[
-        ("Dockerfile", &format!("FROM {}/base:latest\nCOPY a.txt /\nRUN date +%s%N > /stamp\n", registry.host())),
+        ("Dockerfile", &format!("FROM {}/base:latest\nCOPY a.txt /\nRUN cat /proc/sys/kernel/random/uuid > /stamp\n", registry.host())),
         ("a.txt", "a"),
     ]);
     let out = tempfile::tempdir().unwrap();

@@ -19,7 +19,7 @@ fn kill_nine_in_the_middle_of_builds_loses_nothing_acknowledged() {
     let registry = Registry::start();
     registry.push("base", "latest", &busybox_image());
     let mut daemon = Daemon::start(&[]);
-    let base = format!("FROM {}/base:latest\nRUN date +%s%N > /stamp\n", registry.host());
+    let base = format!("FROM {}/base:latest\nRUN cat /proc/sys/kernel/random/uuid > /stamp\n", registry.host());
     let kept = dockerfile(&base);
     let out = tempfile::tempdir().unwrap();
     let stamp = |daemon: &Daemon, to: &str| {
