@@ -238,14 +238,14 @@ impl Record {
         self.push(Event::Vertex(state));
     }
 
-    /// Marks everything below a started vertex that has not completed as cached; the lowest first.
+    /// Marks everything below a started vertex that never started as cached; the lowest first. (What still runs has its own end to come.)
     fn take_as_cached(&mut self, user: &VertexState) -> Vec<VertexState> {
         let (mut taken, mut open) = (Vec::new(), vec![user.vertex.clone()]);
         while let Some(vertex) = open.pop() {
             for input in &vertex.inputs {
                 if let Some(input) = self.vertices.get_mut(input)
                     && !input.cached
-                    && input.completed.is_none()
+                    && input.started.is_none()
                 {
                     (input.cached, input.started, input.completed) = (true, user.started, user.started);
                     taken.push(input.clone());
@@ -342,6 +342,18 @@ mod tests {
         hub.close();
         assert_eq!(states(&watch.next().await.unwrap()), ["top completedcontext canceled"]);
         assert_eq!(watch.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn an_input_that_runs_is_not_taken_for_cached() {
+        let hub = Hub::new();
+        hub.emit(Update::Announced(vertex("slow", &[])));
+        hub.emit(Update::Announced(vertex("top", &["slow"])));
+        hub.emit(Update::Started { vertex: Digest::of("slow") });
+        hub.emit(Update::Started { vertex: Digest::of("top") });
+        hub.close();
+        let seen = states(&hub.watch().next().await.unwrap());
+        assert_eq!(seen[2..], ["slow started", "top started", "slow completedcontext canceled", "top completedcontext canceled"]);
     }
 
     #[tokio::test]
