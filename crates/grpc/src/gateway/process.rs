@@ -1,6 +1,8 @@
 //! `ExecProcess`: several processes on one stream, each with its own input, outputs and end.
 //!
-//! Order per process: Started, then output, an end mark for each output, the exit (which may come before the last output), Done.
+//! Order per process: Started, then output, an end mark for each output, the exit (which may come before the last output), Done. Started is sent before the
+//! process runs: clients take messages of all their processes from one place, and one that waits for a second process before it takes the first one's
+//! output must not have to wait behind that output. What goes wrong with the start is told by the exit.
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use futures_core::Stream;
 use job::{Process, ProcessRequest};
 use proto::moby::buildkit::v1::frontend as pb;
 use proto::moby::buildkit::v1::frontend::exec_message::Input;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -32,7 +34,7 @@ pub fn serve(
 ) -> Pin<Box<dyn Stream<Item = Result<pb::ExecMessage, Status>> + Send>> {
     let (answers, stream) = mpsc::channel(QUEUE);
     task::spawn("gateway processes", async move {
-        let mut processes = Processes { drive, answers: answers.clone(), running: HashMap::new() };
+        let mut processes = Processes { drive, answers: answers.clone(), running: HashMap::new(), starts: HashMap::new() };
         let outcome = tokio::select! {
             outcome = processes.follow(incoming) => outcome,
             () = answers.closed() => Ok(()),
@@ -49,11 +51,21 @@ struct Processes {
     drive: Arc<Drive>,
     answers: Answers,
     running: HashMap<String, Running>,
+    /// The last start in each container. The next one waits for it: the first process makes the container.
+    starts: HashMap<String, oneshot::Receiver<()>>,
 }
 
 struct Running {
-    process: Arc<dyn Process>,
+    /// Set once the process runs; the sender is dropped if it never does.
+    process: watch::Receiver<Option<Arc<dyn Process>>>,
     stdin: Option<mpsc::Sender<Bytes>>,
+}
+
+impl Running {
+    /// The process, waiting for its start. `None` if that failed.
+    async fn process(&self) -> Option<Arc<dyn Process>> {
+        self.process.clone().wait_for(Option::is_some).await.ok()?.clone()
+    }
 }
 
 impl Processes {
@@ -67,14 +79,17 @@ impl Processes {
                 Some(Input::Init(init)) => self.start(process_id, init).await?,
                 Some(Input::File(file)) => self.write(&process_id, file).await?,
                 Some(Input::Resize(size)) => {
-                    let resized = self.find(&process_id)?.process.resize(size.rows, size.cols).await;
-                    log_refusal("resize", &process_id, resized);
+                    if let Some(process) = self.find(&process_id)?.process().await {
+                        log_refusal("resize", &process_id, process.resize(size.rows, size.cols).await);
+                    }
                 }
                 Some(Input::Signal(signal)) => {
-                    let process = self.find(&process_id)?.process.clone();
+                    let running = self.find(&process_id)?;
                     let number =
                         signal_number(&signal.name).ok_or_else(|| Status::invalid_argument(format!("Unknown signal {}", signal.name)))?;
-                    log_refusal("signal", &process_id, process.signal(number).await);
+                    if let Some(process) = running.process().await {
+                        log_refusal("signal", &process_id, process.signal(number).await);
+                    }
                 }
                 _ => {}
             }
@@ -88,33 +103,45 @@ impl Processes {
         }
         let missing = || Status::not_found(format!("container {:?} previously released or not created", init.container_id));
         let container = self.drive.container(&init.container_id).ok_or_else(missing)?;
-        let security = match proto::pb::SecurityMode::try_from(init.security) {
-            Ok(proto::pb::SecurityMode::Sandbox) => llb::SecurityMode::Sandbox,
-            Ok(proto::pb::SecurityMode::Insecure) => llb::SecurityMode::Insecure,
-            Err(_) => return Err(Status::invalid_argument(format!("invalid security mode {}", init.security))),
-        };
         let wanted = |fd: u32| init.fds.contains(&fd).then(|| mpsc::channel::<Bytes>(QUEUE)).unzip();
         let ((stdin, input), (out_sender, stdout), (err_sender, stderr)) = (wanted(0), wanted(1), wanted(2));
+        // Secrets are fetched while it starts, and a client learns of a missing one there.
+        let told_late = !init.secretenv.is_empty();
         let request = ProcessRequest {
             meta: llb::parts::meta(init.meta.unwrap_or_default()),
             tty: init.tty,
-            security,
+            security: llb::SecurityMode::Sandbox,
             secret_env: init.secretenv.into_iter().map(|s| llb::SecretEnv { id: s.id, name: s.name, optional: s.optional }).collect(),
             stdin: input,
             stdout: out_sender,
             stderr: err_sender,
         };
-        let process = container.start(request).await.map_err(|fault| status::of_build(&fault))?;
-        self.running.insert(id.clone(), Running { process: process.clone(), stdin });
+        let security = match proto::pb::SecurityMode::try_from(init.security) {
+            Ok(proto::pb::SecurityMode::Sandbox) => Ok(llb::SecurityMode::Sandbox),
+            Ok(proto::pb::SecurityMode::Insecure) => Ok(llb::SecurityMode::Insecure),
+            Err(_) => Err(fault::Fault::invalid(format!("invalid security mode {}", init.security))),
+        };
+        let (starting, started) = oneshot::channel();
+        let before = self.starts.insert(init.container_id, started);
+        let start = async move {
+            if let Some(before) = before {
+                let _ = before.await;
+            }
+            let process = container.start(ProcessRequest { security: security?, ..request }).await;
+            drop(starting);
+            process
+        };
+        let (ready, process) = watch::channel(None);
+        self.running.insert(id.clone(), Running { process, stdin });
         let answers = self.answers.clone();
-        // From here on the task owns what is sent for this process, so that the order holds.
-        task::spawn("gateway process", async move {
-            let send = |input| answer(&answers, &id, input);
-            send(Input::Started(pb::StartedMessage {})).await;
-            let exit = async { send(Input::Exit(exit_message(process.wait().await))).await };
-            tokio::join!(exit, forward(&answers, &id, 1, stdout), forward(&answers, &id, 2, stderr));
-            send(Input::Done(pb::DoneMessage {})).await;
-        });
+        if told_late {
+            let process = start.await.map_err(|fault| status::of_build(&fault))?;
+            answer(&answers, &id, Input::Started(pb::StartedMessage {})).await;
+            task::spawn("gateway process", attend(answers, id, async { Ok(process) }, ready, stdout, stderr));
+        } else {
+            answer(&answers, &id, Input::Started(pb::StartedMessage {})).await;
+            task::spawn("gateway process", attend(answers, id, start, ready, stdout, stderr));
+        }
         Ok(())
     }
 
@@ -137,9 +164,37 @@ impl Processes {
     /// The driver is gone or has nothing more to say.
     async fn kill_all(&mut self) {
         for (id, running) in self.running.drain() {
-            log_refusal("kill", &id, running.process.signal(KILL).await);
+            if let Some(process) = running.process().await {
+                log_refusal("kill", &id, process.signal(KILL).await);
+            }
         }
     }
+}
+
+/// Sends what one process says, from its start to its end.
+async fn attend(
+    answers: Answers,
+    id: String,
+    start: impl Future<Output = fault::Result<Arc<dyn Process>>>,
+    ready: watch::Sender<Option<Arc<dyn Process>>>,
+    stdout: Option<mpsc::Receiver<Bytes>>,
+    stderr: Option<mpsc::Receiver<Bytes>>,
+) {
+    let exit = async {
+        let exit = match start.await {
+            Ok(process) => {
+                ready.send_replace(Some(process.clone()));
+                process.wait().await
+            }
+            Err(fault) => {
+                drop(ready);
+                Err(fault)
+            }
+        };
+        answer(&answers, &id, Input::Exit(exit_message(exit))).await;
+    };
+    tokio::join!(exit, forward(&answers, &id, 1, stdout), forward(&answers, &id, 2, stderr));
+    answer(&answers, &id, Input::Done(pb::DoneMessage {})).await;
 }
 
 /// A process that is gone already refuses, which is fine.

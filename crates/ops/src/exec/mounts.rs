@@ -126,7 +126,12 @@ impl Prepared {
                 return Ok(());
             }
             MountKind::Ssh(opt) => {
-                match Forward::open(&exec.sockets, wanted.sessions, &opt.id).await? {
+                let opened = match Forward::open(&exec.sockets, wanted.sessions, &opt.id).await {
+                    // A client that says why it has no such agent has none.
+                    Err(_) if opt.optional => None,
+                    opened => opened?,
+                };
+                match opened {
                     Some(forward) => {
                         let source =
                             MountSource::Socket { path: forward.path().to_owned(), uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 };
