@@ -88,4 +88,21 @@ fn main() {
         measure(&format!("{round} {} KB of records", records.encode().len() / 1024), || drop(records.encode()));
         trees.0.empty_trash().expect("disk works");
     }
+    // As a long Dockerfile of small copies: each on top of the one before, stacks of at most 100.
+    let mut stack = vec![source(&trees.0)];
+    measure("chain of 1000 file ops", || {
+        for number in 0..1000 {
+            let kind = FileActionKind::Mkfile {
+                path: format!("/d{}/new{number}", number % 300),
+                mode: 0o644,
+                data: "content".into(),
+                owner: None,
+                timestamp: -1,
+            };
+            let op = FileOp { actions: vec![FileAction { input: Some(0), secondary_input: None, output: Some(0), kind }] };
+            let inputs = [Some(std::mem::take(&mut stack))];
+            stack = file::apply(&op, &inputs, &trees, &task::Cancel::new()).expect("a file").remove(0);
+            stack.truncate(100);
+        }
+    });
 }

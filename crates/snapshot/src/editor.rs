@@ -3,7 +3,6 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{AtFlags, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -65,7 +64,7 @@ impl Spot {
 
 impl<'a> Editor<'a> {
     pub(crate) fn new(lowers: Vec<Arc<Layer>>, draft: &'a mut Draft) -> Self {
-        let top = Layer { id: draft.id(), fs: draft.fs(), committed: false, marked: AtomicBool::new(false) };
+        let top = Layer::new(draft.id(), draft.fs(), false);
         let mut layers = vec![Arc::new(top)];
         layers.extend(lowers);
         Self { view: View::new(layers, true), draft, source: None, below: None }

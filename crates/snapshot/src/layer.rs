@@ -1,14 +1,15 @@
 //! One directory of a stack, and safe access to what is in it.
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::{TreeId, rel, xattr};
@@ -23,20 +24,40 @@ pub(crate) struct Layer {
     pub(crate) fs: PathBuf,
     /// A committed tree; else a draft, whose files may change later.
     pub(crate) committed: bool,
+    /// Small directories of a committed tree, as far as they were asked for.
+    pub(crate) listings: Mutex<HashMap<Vec<u8>, Listing>>,
     /// Of a draft: that files of it are linked into other trees has been written down.
     pub(crate) marked: AtomicBool,
 }
 
+/// What is remembered of a directory.
+#[derive(Debug)]
+pub(crate) enum Listing {
+    /// Its names, sorted.
+    Small(Box<[Box<[u8]>]>),
+    /// Too many to keep.
+    Large,
+}
+
+/// More names are not kept.
+const SMALL: usize = 64;
+/// Of how many directories of one tree listings are kept.
+const LISTINGS: usize = 256;
+
 impl Layer {
+    pub(crate) fn new(id: TreeId, fs: PathBuf, committed: bool) -> Self {
+        Self { id, fs, committed, listings: Mutex::default(), marked: AtomicBool::new(committed) }
+    }
+
     /// Stands for the root of an empty stack.
     pub(crate) fn none() -> Arc<Self> {
         let id = TreeId::NONE;
-        Arc::new(Self { id, fs: PathBuf::new(), committed: true, marked: AtomicBool::new(true) })
+        Arc::new(Self::new(id, PathBuf::new(), true))
     }
 
     /// A directory by itself.
     pub(crate) fn at(fs: &Path) -> Self {
-        Self { id: TreeId::NONE, fs: fs.to_owned(), committed: false, marked: AtomicBool::new(false) }
+        Self::new(TreeId::NONE, fs.to_owned(), false)
     }
 
     /// A kept draft.
@@ -49,6 +70,48 @@ impl Layer {
         let mark = self.fs.with_file_name(LINKED);
         rustix::fs::open(mark, OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?;
         self.marked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// False only if the directory `path`, which must be one here, is without `name`.
+    pub(crate) fn may_have(&self, path: &[u8], name: &[u8]) -> Result<bool, Errno> {
+        if !self.committed {
+            return Ok(true);
+        }
+        let known = || self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listing) = known().get(path) {
+            return Ok(listing.may_have(name));
+        }
+        let (mut names, mut count) = (Vec::new(), 0);
+        self.list(path, |name| {
+            count += 1;
+            if count <= SMALL {
+                names.push(Box::from(name));
+            }
+        })?;
+        names.sort_unstable();
+        let listing = if count <= SMALL { Listing::Small(names.into()) } else { Listing::Large };
+        let may_have = listing.may_have(name);
+        let mut known = known();
+        if known.len() < LISTINGS {
+            known.insert(path.to_vec(), listing);
+        }
+        Ok(may_have)
+    }
+
+    /// Calls `each` for every name in a directory.
+    pub(crate) fn list(&self, path: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Errno> {
+        // A descriptor of its own: listing moves the position.
+        let handle = self.open_dir(path)?;
+        let mut buffer = Vec::with_capacity(32 * 1024);
+        let mut entries = RawDir::new(handle, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                each(name);
+            }
+        }
         Ok(())
     }
 
@@ -85,6 +148,15 @@ impl Layer {
             at = rustix::fs::openat(&at, part, step, Mode::empty())?;
         }
         rustix::fs::openat(&at, name, flags, Mode::empty())
+    }
+}
+
+impl Listing {
+    fn may_have(&self, name: &[u8]) -> bool {
+        match self {
+            Self::Small(names) => names.binary_search_by(|known| (**known).cmp(name)).is_ok(),
+            Self::Large => true,
+        }
     }
 }
 

@@ -1,23 +1,22 @@
 //! The merge of a stack of directories, name by name, as overlay would show it.
 //!
 //! What is remembered per directory is which layers contribute to it ([`Dir`]), so that finding a name costs a stat per contributing layer;
-//! directories of very many layers get an index of names. Layers are numbered from the top.
+//! where these are many, layers whose directory is known to be without the name are not asked. Layers are numbered from the top.
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use rustix::fs::{FileType, RawDir};
 use rustix::io::Errno;
 
 use crate::layer::{self, Layer};
 use crate::metadata::{Follow, Metadata};
 use crate::{PathError, rel};
 
-/// From this many contributing layers on, names are indexed.
-const INDEX_FROM: usize = 12;
+/// From this many contributing layers on, small listings are remembered.
+const MANY: usize = 8;
 /// How many directories are kept open at most.
 const OPEN_DIRS: usize = 128;
 /// As BuildKit and the kernel's own limit of 40 have one; this is BuildKit's.
@@ -53,8 +52,6 @@ pub(crate) struct Dir {
     pub(crate) path: Vec<u8>,
     /// The layers that contribute, topmost first. Never empty but for the root of an empty stack.
     pub(crate) layers: Vec<u32>,
-    /// Which of the unchanging layers have a name.
-    index: Arc<OnceLock<HashMap<Vec<u8>, Vec<u32>>>>,
 }
 
 /// What a name in a directory is.
@@ -172,14 +169,9 @@ impl Merged {
         if let Some(dir) = self.state().dirs.get([].as_slice()) {
             return Ok(Arc::clone(dir));
         }
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for number in 0..self.layers.len() as u32 {
-            layers.push(number);
-            if number as usize + 1 < self.layers.len() && layer::is_opaque(&*self.open_dir(number, b"")?)? {
-                break;
-            }
-        }
-        Ok(self.insert(Dir { path: Vec::new(), layers, index: Arc::default() }))
+        // Overlay does not know of opaque roots either.
+        let layers = (0..self.layers.len() as u32).collect();
+        Ok(self.insert(Dir { path: Vec::new(), layers }))
     }
 
     fn root_node(&self, root: &Dir) -> Result<Node, Errno> {
@@ -214,7 +206,7 @@ impl Merged {
         if let Some(dir) = self.state().dirs.get(&path) {
             return Arc::clone(dir);
         }
-        self.insert(Dir { path, layers: node.layers.clone(), index: Arc::default() })
+        self.insert(Dir { path, layers: node.layers.clone() })
     }
 
     pub(crate) fn insert(&self, dir: Dir) -> Arc<Dir> {
@@ -256,34 +248,30 @@ impl Merged {
     }
 
     fn candidates<'a>(&self, dir: &'a Dir, name: &[u8]) -> Result<std::borrow::Cow<'a, [u32]>, Errno> {
-        if dir.layers.len() < INDEX_FROM {
+        if dir.layers.len() < MANY {
             return Ok(dir.layers.as_slice().into());
         }
-        let fixed = &dir.layers[usize::from(self.writable && dir.layers[0] == 0)..];
-        if dir.index.get().is_none() {
-            let mut index: HashMap<Vec<u8>, Vec<u32>> = HashMap::new();
-            for number in fixed {
-                self.list(*number, &dir.path, |name, _| index.entry(name.to_vec()).or_default().push(*number))?;
+        let mut having = Vec::new();
+        for number in &dir.layers {
+            if self.layers[*number as usize].may_have(&dir.path, name)? {
+                having.push(*number);
             }
-            let _ = dir.index.set(index);
         }
-        let below = dir.index.get().expect("set above").get(name).map_or(&[][..], Vec::as_slice);
-        let draft = &dir.layers[..dir.layers.len() - fixed.len()];
-        Ok(draft.iter().chain(below).copied().collect::<Vec<_>>().into())
+        Ok(having.into())
     }
 
     /// All names of `dir` with what they are, unsorted. The nodes of directories do not tell their layers.
     pub(crate) fn entries(&self, dir: &Dir) -> Result<Vec<(Vec<u8>, Node)>, Errno> {
         if let [only] = dir.layers[..] {
             let mut names = Vec::new();
-            self.list(only, &dir.path, |name, _| names.push(name.to_vec()))?;
+            self.list(only, &dir.path, |name| names.push(name.to_vec()))?;
             return self.stat_all(only, dir, names);
         }
         let mut done: HashMap<Vec<u8>, ()> = HashMap::new();
         let mut all = Vec::new();
         for number in &dir.layers {
             let mut names = Vec::new();
-            self.list(*number, &dir.path, |name, _| names.push(name.to_vec()))?;
+            self.list(*number, &dir.path, |name| names.push(name.to_vec()))?;
             names.retain(|name| done.insert(name.clone(), ()).is_none());
             all.extend(self.stat_all(*number, dir, names)?);
         }
@@ -303,19 +291,8 @@ impl Merged {
         Ok(all)
     }
 
-    fn list(&self, number: u32, path: &[u8], mut each: impl FnMut(&[u8], FileType)) -> Result<(), Errno> {
-        // A descriptor of its own: listing moves the position.
-        let handle = self.layers[number as usize].open_dir(path)?;
-        let mut buffer = Vec::with_capacity(32 * 1024);
-        let mut entries = RawDir::new(handle, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                each(name, entry.file_type());
-            }
-        }
-        Ok(())
+    fn list(&self, number: u32, path: &[u8], each: impl FnMut(&[u8])) -> Result<(), Errno> {
+        self.layers[number as usize].list(path, each)
     }
 
     pub(crate) fn read_link(&self, number: u32, dir: &[u8], name: &[u8]) -> Result<Vec<u8>, Errno> {
@@ -353,13 +330,13 @@ impl Merged {
     /// The draft now contributes to `dir`.
     pub(crate) fn add_draft(&self, dir: &Dir) -> Arc<Dir> {
         let layers = std::iter::once(0).chain(dir.layers.iter().copied()).collect();
-        self.insert(Dir { path: dir.path.clone(), layers, index: Arc::clone(&dir.index) })
+        self.insert(Dir { path: dir.path.clone(), layers })
     }
 }
 
 impl Dir {
     pub(crate) fn new(path: Vec<u8>, layers: Vec<u32>) -> Self {
-        Self { path, layers, index: Arc::default() }
+        Self { path, layers }
     }
 }
 

@@ -3,7 +3,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, XattrFlags};
@@ -14,6 +13,9 @@ use crate::spec::{self, MountSpec};
 use crate::trash::Trash;
 use crate::usage::{self, Share, Usage};
 use crate::{Draft, Editor, Error, OpenError, Result, TreeId, View};
+
+/// How many trees are remembered to exist.
+const KNOWN: usize = 1 << 16;
 
 /// How stacks become directories that a process can use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,6 +56,7 @@ struct Shared {
     trash: Trash,
     ledger: Ledger,
     separating: Mutex<()>,
+    known: Mutex<HashMap<TreeId, Arc<Layer>>>,
     /// Held locked as long as the store is open.
     lock: File,
 }
@@ -84,6 +87,7 @@ impl Store {
             trash,
             ledger: Ledger::default(),
             separating: Mutex::default(),
+            known: Mutex::default(),
             lock,
         }));
         store.drop_abandoned()?;
@@ -156,6 +160,7 @@ impl Store {
         for copy in self.native_without(id)? {
             self.remove(&copy)?;
         }
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.0.ledger.forget(*id);
         self.0.trash.throw(&path)
     }
@@ -238,7 +243,7 @@ impl Store {
     /// The merged view of `stack` with what is in a draft on top by now. What it shows of a draft that is being written may be out of date.
     pub fn view_with(&self, stack: &[TreeId], draft: &Draft) -> Result<View> {
         let mut layers = self.layers(stack)?;
-        layers.insert(0, Arc::new(Layer { id: draft.id(), fs: draft.fs(), committed: false, marked: AtomicBool::new(false) }));
+        layers.insert(0, Arc::new(Layer::new(draft.id(), draft.fs(), false)));
         Ok(View::new(layers, false))
     }
 
@@ -255,9 +260,7 @@ impl Store {
         let mut seen = HashSet::with_capacity(stack.len());
         let mut layers = Vec::with_capacity(stack.len() + 1);
         for id in stack.iter().rev().filter(|id| seen.insert(**id)) {
-            let path = self.existing(id)?;
-            let committed = path.parent() == Some(&self.0.root.join("trees"));
-            layers.push(Arc::new(Layer { id: *id, fs: path.join("fs"), committed, marked: AtomicBool::new(committed) }));
+            layers.push(self.layer(id)?);
         }
         Ok(layers)
     }
@@ -287,6 +290,25 @@ impl Store {
 
     pub(crate) fn trash(&self) -> &Trash {
         &self.0.trash
+    }
+
+    /// A tree, known from memory if it can be: committed ones go only through [`Store::remove`].
+    fn layer(&self, id: &TreeId) -> Result<Arc<Layer>> {
+        let known = || self.0.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(layer) = known().get(id) {
+            return Ok(Arc::clone(layer));
+        }
+        let path = self.existing(id)?;
+        let committed = path.parent() == Some(&self.0.root.join("trees"));
+        let layer = Arc::new(Layer::new(*id, path.join("fs"), committed));
+        if committed {
+            let mut known = known();
+            if known.len() >= KNOWN {
+                known.clear();
+            }
+            known.insert(*id, Arc::clone(&layer));
+        }
+        Ok(layer)
     }
 
     /// The loans of the tree whose content is at `fs`.

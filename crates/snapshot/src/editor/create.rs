@@ -178,12 +178,15 @@ impl Editor<'_> {
         }
     }
 
-    /// Hides whatever lower trees have in the directory `path`, known here or not.
+    /// Hides whatever lower trees have in the directory `path`, known here or not. Not for the root: overlay knows no opaque roots.
     pub fn set_opaque(&mut self, path: impl AsRef<Path>) -> Result<(), PathError> {
         let path = path.as_ref();
         let (path, node) = self.merged().require(path, "mkdir")?;
         if !node.metadata.is_dir() {
             return Err(PathError::rel("mkdir", &path)(Errno::NOTDIR));
+        }
+        if path.is_empty() {
+            return Err(PathError::rel("mkdir", &path)(Errno::INVAL));
         }
         let make = || {
             let upper = self.upper(&self.merged().remember(path.clone(), &node))?;
