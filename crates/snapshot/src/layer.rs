@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, ResolveFlags, Stat};
@@ -25,14 +25,16 @@ pub(crate) struct Layer {
     /// A committed tree; else a draft, whose files may change later.
     pub(crate) committed: bool,
     /// Small directories of a committed tree, as far as they were asked for.
-    pub(crate) listings: Mutex<HashMap<Vec<u8>, Listing>>,
+    listings: Mutex<HashMap<Vec<u8>, Listing>>,
+    /// How many names all listings of a store have.
+    names: Arc<AtomicUsize>,
     /// Of a draft: that files of it are linked into other trees has been written down.
     pub(crate) marked: AtomicBool,
 }
 
 /// What is remembered of a directory.
 #[derive(Debug)]
-pub(crate) enum Listing {
+enum Listing {
     /// Its names, sorted.
     Small(Box<[Box<[u8]>]>),
     /// Too many to keep.
@@ -46,7 +48,14 @@ const LISTINGS: usize = 256;
 
 impl Layer {
     pub(crate) fn new(id: TreeId, fs: PathBuf, committed: bool) -> Self {
-        Self { id, fs, committed, listings: Mutex::default(), marked: AtomicBool::new(committed) }
+        Self { id, fs, committed, listings: Mutex::default(), names: Arc::default(), marked: AtomicBool::new(committed) }
+    }
+
+    /// A committed tree whose remembered names are counted in `names`.
+    pub(crate) fn tree(id: TreeId, fs: PathBuf, names: Arc<AtomicUsize>) -> Self {
+        let mut tree = Self::new(id, fs, true);
+        tree.names = names;
+        tree
     }
 
     /// Stands for the root of an empty stack.
@@ -94,7 +103,9 @@ impl Layer {
         let may_have = listing.may_have(name);
         let mut known = known();
         if known.len() < LISTINGS {
-            known.insert(path.to_vec(), listing);
+            self.names.fetch_add(listing.len(), Ordering::Relaxed);
+            let before = known.insert(path.to_vec(), listing);
+            self.names.fetch_sub(before.map_or(0, |listing| listing.len()), Ordering::Relaxed);
         }
         Ok(may_have)
     }
@@ -151,7 +162,22 @@ impl Layer {
     }
 }
 
+impl Drop for Layer {
+    fn drop(&mut self) {
+        let listings = self.listings.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.names.fetch_sub(listings.values().map(Listing::len).sum(), Ordering::Relaxed);
+    }
+}
+
 impl Listing {
+    /// The directory itself counts too.
+    fn len(&self) -> usize {
+        match self {
+            Self::Small(names) => names.len() + 1,
+            Self::Large => 1,
+        }
+    }
+
     fn may_have(&self, name: &[u8]) -> bool {
         match self {
             Self::Small(names) => names.binary_search_by(|known| (**known).cmp(name)).is_ok(),

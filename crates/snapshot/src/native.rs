@@ -97,7 +97,7 @@ impl Store {
     /// Turns what was done to the copy of a stack into the draft's own diff. Nothing to do for a draft that was never mounted.
     pub(crate) fn native_settle(&self, draft: &mut Draft) -> Result<()> {
         let whole = draft.path().join(WHOLE);
-        if self.backend() != crate::Backend::Native || !whole.exists() {
+        if !whole.exists() {
             return Ok(());
         }
         let note = draft.path().join(STACK);

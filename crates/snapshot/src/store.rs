@@ -3,6 +3,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, XattrFlags};
@@ -16,6 +17,8 @@ use crate::{Draft, Editor, Error, OpenError, Result, TreeId, View};
 
 /// How many trees are remembered to exist.
 const KNOWN: usize = 1 << 16;
+/// How many names in them are remembered, some 40 bytes each.
+const NAMES: usize = 1 << 19;
 
 /// How stacks become directories that a process can use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,6 +60,8 @@ struct Shared {
     ledger: Ledger,
     separating: Mutex<()>,
     known: Mutex<HashMap<TreeId, Arc<Layer>>>,
+    /// How many names their listings have.
+    names: Arc<AtomicUsize>,
     /// Held locked as long as the store is open.
     lock: File,
 }
@@ -88,6 +93,7 @@ impl Store {
             ledger: Ledger::default(),
             separating: Mutex::default(),
             known: Mutex::default(),
+            names: Arc::default(),
             lock,
         }));
         store.drop_abandoned()?;
@@ -299,15 +305,15 @@ impl Store {
             return Ok(Arc::clone(layer));
         }
         let path = self.existing(id)?;
-        let committed = path.parent() == Some(&self.0.root.join("trees"));
-        let layer = Arc::new(Layer::new(*id, path.join("fs"), committed));
-        if committed {
-            let mut known = known();
-            if known.len() >= KNOWN {
-                known.clear();
-            }
-            known.insert(*id, Arc::clone(&layer));
+        if path.parent() != Some(&self.0.root.join("trees")) {
+            return Ok(Arc::new(Layer::new(*id, path.join("fs"), false)));
         }
+        let layer = Arc::new(Layer::tree(*id, path.join("fs"), Arc::clone(&self.0.names)));
+        let mut known = known();
+        if known.len() >= KNOWN || self.0.names.load(Ordering::Relaxed) > NAMES {
+            known.clear();
+        }
+        known.insert(*id, Arc::clone(&layer));
         Ok(layer)
     }
 

@@ -4,6 +4,7 @@
 //! deleted, ext4 avoids its inode, and where many were, each new file costs a look at all of them. New trees go where there are few
 //! directories; the empty ones that stay keep them away from there.
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -46,26 +47,37 @@ impl Trash {
         outcome
     }
 
+    /// One that cannot be deleted does not keep the others.
     fn empty_alone(&self) -> Result<usize> {
-        let mut count = 0;
+        let (mut count, mut failure) = (0, None);
         for entry in fs::read_dir(&self.path).map_err(Error::io("read", &self.path))? {
             let path = entry.map_err(Error::io("read", &self.path))?.path();
-            if path.extension().is_some_and(|extension| extension == HUSK) {
-                if is_old(&path) {
-                    fs::remove_dir_all(&path).map_err(Error::io("delete", &path))?;
-                }
-                continue;
+            match delete(&path) {
+                Ok(done) => count += usize::from(done),
+                Err(error) => failure = failure.or(Some(Error::io("delete", &path)(error))),
             }
-            if hollow(&path)? < MANY {
-                fs::remove_dir_all(&path).map_err(Error::io("delete", &path))?;
-            } else {
-                let husk = path.with_extension(HUSK);
-                fs::write(path.join(SINCE), "").and_then(|()| fs::rename(&path, &husk)).map_err(Error::io("delete", &path))?;
-            }
-            count += 1;
         }
-        Ok(count)
+        failure.map_or(Ok(count), Err)
     }
+}
+
+/// Whether anything was done.
+fn delete(path: &Path) -> io::Result<bool> {
+    if path.extension().is_some_and(|extension| extension == HUSK) {
+        return if is_old(path) { fs::remove_dir_all(path).map(|()| true) } else { Ok(false) };
+    }
+    match hollow(path) {
+        Ok(count) if count >= MANY => {
+            fs::write(path.join(SINCE), "")?;
+            fs::rename(path, path.with_extension(HUSK))?;
+        }
+        // Or too deep for paths, or no directory.
+        _ => match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path)?,
+            other => other?,
+        },
+    }
+    Ok(true)
 }
 
 /// The extension of a tree whose files are deleted.
@@ -83,20 +95,77 @@ fn is_old(husk: &Path) -> bool {
 }
 
 /// Deletes all that is no directory; returns how many that was.
-fn hollow(root: &Path) -> Result<usize> {
+fn hollow(root: &Path) -> io::Result<usize> {
     let mut count = 0;
     let mut pending = vec![root.to_owned()];
     while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(&dir).map_err(Error::io("delete", &dir))? {
-            let entry = entry.map_err(Error::io("delete", &dir))?;
-            let path = entry.path();
-            if entry.file_type().map_err(Error::io("delete", &path))?.is_dir() {
-                pending.push(path);
+        for entry in fs::read_dir(&dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                pending.push(entry.path());
             } else {
-                fs::remove_file(&path).map_err(Error::io("delete", &path))?;
+                fs::remove_file(entry.path())?;
                 count += 1;
             }
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trash(dir: &Path) -> Trash {
+        let path = dir.join("trash");
+        fs::create_dir(&path).unwrap();
+        Trash::new(path, None)
+    }
+
+    fn left(trash: &Trash) -> Vec<PathBuf> {
+        fs::read_dir(&trash.path).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    #[test]
+    fn of_large_trees_the_directories_stay_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trash, victim) = (trash(dir.path()), dir.path().join("victim"));
+        fs::create_dir_all(victim.join("a/b")).unwrap();
+        for number in 0..MANY {
+            fs::write(victim.join("a/b").join(number.to_string()), "").unwrap();
+        }
+        std::os::unix::fs::symlink("/", victim.join("link")).unwrap();
+        trash.throw(&victim).unwrap();
+        assert_eq!(trash.empty().unwrap(), 1);
+        let [husk] = &left(&trash)[..] else { panic!("one husk stays") };
+        assert_eq!(fs::read_dir(husk.join("a/b")).unwrap().count(), 0);
+        assert_eq!(trash.empty().unwrap(), 0);
+        let long_ago = std::time::SystemTime::now() - RECENT - Duration::from_secs(1);
+        fs::File::open(husk.join(SINCE)).unwrap().set_modified(long_ago).unwrap();
+        assert_eq!(trash.empty().unwrap(), 1);
+        assert!(left(&trash).is_empty());
+    }
+
+    #[test]
+    fn deep_trees_and_files_go_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trash, victim) = (trash(dir.path()), dir.path().join("victim"));
+        fs::create_dir(&victim).unwrap();
+        // Deeper than a path can be long, from the inside out.
+        let name = "n".repeat(200);
+        let parts = dir.path().join("parts");
+        fs::create_dir(&parts).unwrap();
+        for _ in 0..30 {
+            let outer = dir.path().join("outer");
+            fs::create_dir(&outer).unwrap();
+            fs::rename(&parts, outer.join(&name)).unwrap();
+            fs::rename(&outer, &parts).unwrap();
+        }
+        fs::rename(&parts, victim.join("deep")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        trash.throw(&victim).unwrap();
+        trash.throw(&dir.path().join("file")).unwrap();
+        assert_eq!(trash.empty().unwrap(), 2);
+        assert!(left(&trash).is_empty());
+    }
 }
