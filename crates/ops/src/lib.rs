@@ -6,4 +6,3 @@
 pub mod checksum;
 pub mod exec;
 pub mod file;
-mod ssh;

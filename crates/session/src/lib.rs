@@ -2,6 +2,8 @@
 //!
 //! A [`Session`] is one client's tunnel; `grpc` implements it over the wire and `testkit` in memory. A [`Group`] is the sessions of the builds that
 //! share a piece of work: each question goes to the first session that can answer.
+mod ssh;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,6 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Fault, Kind, Result};
 use oci::Digest;
+
+pub use ssh::Forward;
 
 /// The tunnel to one client.
 #[async_trait]

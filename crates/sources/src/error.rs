@@ -8,8 +8,6 @@ pub enum SourceError {
     Identifier { identifier: String },
     #[error("unknown scheme {scheme}: not found")]
     Scheme { scheme: String },
-    #[error("{scheme} sources are not supported by this version of kiln")]
-    Unsupported { scheme: &'static str },
     #[error("{0} is not supported by this version of kiln")]
     Feature(&'static str),
     #[error("invalid {what} {value:?}")]
@@ -54,7 +52,7 @@ impl Classified for SourceError {
     fn kind(&self) -> Kind {
         match self {
             Self::Scheme { .. } | Self::Platform { .. } | Self::Missing { .. } | Self::NoSession => Kind::NotFound,
-            Self::Unsupported { .. } | Self::Feature(_) => Kind::Unimplemented,
+            Self::Feature(_) => Kind::Unimplemented,
             Self::ImageChecksum { .. } | Self::Checksum { .. } | Self::Content { .. } => Kind::Precondition,
             Self::Status { status } if *status >= 500 => Kind::Unavailable,
             Self::Status { status: 404 } => Kind::NotFound,

@@ -10,6 +10,7 @@
 //! nothing that a client or server sends is written outside of the new layer's directory.
 mod blob;
 mod error;
+mod git;
 mod http;
 mod image;
 mod key;
@@ -19,6 +20,7 @@ mod scheme;
 mod store;
 
 pub use error::SourceError;
+pub use git::{GitError, GitMeta, GitSettings};
 pub use http::HttpMeta;
 pub use image::ImageConfig;
 pub use key::Key;

@@ -10,6 +10,7 @@ use task::Cancel;
 
 use crate::blob;
 use crate::error::SourceError;
+use crate::git::{self, GitMeta, GitSettings};
 use crate::http::{self, HttpMeta};
 use crate::image::{self, ImageConfig};
 use crate::key::Key;
@@ -26,9 +27,11 @@ pub(crate) struct Shared {
     pub content: content::Store,
     pub registry: registry::Client,
     pub db: kv::Db,
+    pub git: GitSettings,
     /// What vertices were pinned to, from their key to their fetch. No layer is kept here, lest it is never pruned.
     pub images: Memo<Digest, image::Pinned>,
     pub downloads: Memo<Digest, http::Pin>,
+    pub commits: Memo<Digest, git::Pin>,
     pub indexes: Memo<layers::LayerId, local::Index>,
 }
 
@@ -42,9 +45,9 @@ pub struct Context {
 }
 
 impl Sources {
-    pub fn new(layers: Layers, content: content::Store, registry: registry::Client, db: kv::Db) -> Self {
-        let (images, downloads, indexes) = (Memo::new(256), Memo::new(256), Memo::new(8));
-        Self(Arc::new(Shared { layers, content, registry, db, images, downloads, indexes }))
+    pub fn new(layers: Layers, content: content::Store, registry: registry::Client, db: kv::Db, git: GitSettings) -> Self {
+        let (images, downloads, commits, indexes) = (Memo::new(256), Memo::new(256), Memo::new(256), Memo::new(8));
+        Self(Arc::new(Shared { layers, content, registry, db, git, images, downloads, commits, indexes }))
     }
 
     /// Pins the source and gives its key. Index 0 always asks anew what a name stands for; a further index is only asked for where
@@ -59,7 +62,7 @@ impl Sources {
             Scheme::Local => local::key(&local::Request::new(rest, &op.attrs)?, &context.sessions),
             Scheme::Http => http::key(shared, vertex, &http::Request::new(rest, &op.attrs)?, context).await,
             Scheme::ImageBlob | Scheme::LayoutBlob => Ok(blob::Request::new(scheme, rest, &op.attrs)?.key()),
-            Scheme::Git => Err(SourceError::Unsupported { scheme: "git" }.into()),
+            Scheme::Git => git::key(shared, vertex, &git::Request::new(rest, &op.attrs)?, context).await,
         }
     }
 
@@ -81,7 +84,7 @@ impl Sources {
             Scheme::ImageBlob | Scheme::LayoutBlob => {
                 blob::fetch(shared, &blob::Request::new(scheme, rest, &op.attrs)?, context).await.map(Some)
             }
-            Scheme::Git => Err(SourceError::Unsupported { scheme: "git" }.into()),
+            Scheme::Git => git::fetch(shared, vertex, &git::Request::new(rest, &op.attrs)?, context).await.map(Some),
         }
     }
 
@@ -98,6 +101,15 @@ impl Sources {
             return Err(SourceError::Scheme { scheme: op.identifier.clone() }.into());
         }
         image::config(&self.0, &image::Request::new(scheme, rest, &op.attrs)?, platform, with_config, context).await
+    }
+
+    /// What a repository holds. `objects` asks for the commit and the tag themselves.
+    pub async fn git_meta(&self, op: &SourceOp, objects: bool, context: &Context) -> Result<GitMeta> {
+        let (scheme, rest) = scheme::split(&op.identifier)?;
+        if scheme != Scheme::Git {
+            return Err(SourceError::Scheme { scheme: op.identifier.clone() }.into());
+        }
+        git::meta(&self.0, &git::Request::new(rest, &op.attrs)?, objects, context).await
     }
 
     /// What a URL holds now. `checksum` asks for a digest of the body followed by a suffix: (algorithm, suffix).

@@ -12,7 +12,7 @@ use layers::Layers;
 use oci::Platform;
 use ops::exec::{Exec, LogLimits};
 use snapshot::Backend;
-use sources::Sources;
+use sources::{GitSettings, Sources};
 
 use crate::background::Background;
 use crate::execute::Steps;
@@ -43,6 +43,10 @@ pub struct Settings {
     pub parallelism: Option<usize>,
     pub log_limits: LogLimits,
     pub hostname: String,
+    /// Where the programs that the worker runs by itself are looked for, such as git.
+    pub program_path: std::ffi::OsString,
+    /// `HTTPS_PROXY` and the like, for those programs.
+    pub proxy: Vec<(String, String)>,
 }
 
 /// What a worker tells of itself.
@@ -83,7 +87,8 @@ impl Worker {
         let snapshotter = if trees.backend() == Backend::Native { "native" } else { "overlayfs" };
         let layers = Layers::open(db.clone(), content.clone(), trees)?;
         let client = registry::Client::new(settings.registry);
-        let sources = Sources::new(layers.clone(), content.clone(), client.clone(), db.clone());
+        let git = GitSettings { path: settings.program_path, proxy: settings.proxy, scratch: root.join("sockets") };
+        let sources = Sources::new(layers.clone(), content.clone(), client.clone(), db.clone(), git);
         let exporters = Exporters::new(content.clone(), client);
         let runtime: Arc<dyn sandbox::Runtime> = match &settings.runtime {
             Runtime::Builtin => Arc::new(sandbox::Builtin::new(settings.sandbox)?),

@@ -1,6 +1,6 @@
 //! Answers frontends that ask what a source stands for.
 use fault::{Fault, Result};
-use frontend::bridge::{HttpMeta, ImageMeta, ResolveRequest, SourceMeta};
+use frontend::bridge::{GitMeta, HttpMeta, ImageMeta, ResolveRequest, SourceMeta};
 use progress::Reporter;
 use session::Group;
 use sources::Context;
@@ -35,6 +35,17 @@ impl Worker {
                 let checksum = found.checksum.zip(request.http_checksum.map(|c| c.suffix));
                 let http = HttpMeta { digest: found.digest, filename: found.filename, last_modified: found.last_modified, checksum };
                 Ok(SourceMeta { op: request.op, http: Some(http), ..SourceMeta::default() })
+            }
+            "git" => {
+                let found = self.sources.git_meta(&op, request.git_objects, &context).await?;
+                let git = GitMeta {
+                    checksum: found.checksum,
+                    reference: found.reference,
+                    commit_checksum: found.commit_checksum,
+                    commit_object: found.commit_object,
+                    tag_object: found.tag_object,
+                };
+                Ok(SourceMeta { op: request.op, git: Some(git), ..SourceMeta::default() })
             }
             // Nothing is to be found out about the others before they are fetched.
             _ => Ok(SourceMeta { op: request.op, ..SourceMeta::default() }),

@@ -190,6 +190,10 @@ pub struct Config {
     pub parallelism: Option<usize>,
     pub cgroup_parent: String,
     pub log_limits: ops::exec::LogLimits,
+    /// Where programs such as git are looked for.
+    pub program_path: std::ffi::OsString,
+    /// The proxies, as such programs know them.
+    pub program_proxy: Vec<(String, String)>,
     /// To be logged once the log runs.
     pub warnings: Vec<String>,
 }
@@ -289,6 +293,8 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         parallelism: flags.oci_max_parallelism.or(oci.max_parallelism).filter(|&n| n > 0),
         cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
         log_limits: log_limits()?,
+        program_path: std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        program_proxy: program_proxy(),
         warnings,
     })
 }
@@ -376,6 +382,12 @@ fn proxy() -> Proxy {
     let either = |name: &str| env(name).or_else(|| env(&name.to_lowercase()));
     let no_proxy = either("NO_PROXY").map(|list| list.split(',').map(|e| e.trim().to_owned()).collect()).unwrap_or_default();
     Proxy { http: either("HTTP_PROXY"), https: either("HTTPS_PROXY"), no_proxy }
+}
+
+/// As they stand in the environment: programs know them by these names.
+fn program_proxy() -> Vec<(String, String)> {
+    let names = ["HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"];
+    names.into_iter().filter_map(|name| Some((name.to_owned(), env(name)?))).collect()
 }
 
 /// -1 is unlimited.

@@ -74,6 +74,8 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         parallelism: config.parallelism,
         log_limits: config.log_limits,
         hostname: hostname(),
+        program_path: config.program_path,
+        proxy: config.program_proxy,
     })
     .map_err(|e| e.to_string())?;
     let settings = job::Settings {

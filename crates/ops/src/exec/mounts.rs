@@ -5,13 +5,12 @@ use fault::{Context as _, Fault, Kind, Result};
 use layers::{Cell, Draft, Layer, Properties, Sharing as CellSharing};
 use llb::{MountKind, Sharing};
 use sandbox::{Mount, MountSource};
-use session::Group;
+use session::{Forward, Group};
 use snapshot::{MountSpec, View};
 use task::Cancel;
 
 use super::environment::{find_secret, missing_secret};
 use super::{Exec, stubs};
-use crate::ssh::Forward;
 
 /// The mounts to prepare, and for whom.
 pub struct Wanted<'a> {

@@ -8,7 +8,8 @@ const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 pub(crate) fn parse(text: &str) -> Option<i64> {
     let words: Vec<&str> = text.split([' ', '-', ',']).filter(|w| !w.is_empty()).collect();
     let (day, month, year, time) = match words.as_slice() {
-        [_, day, month, year, time, "GMT"] => (*day, *month, *year, *time),
+        // Servers write the second form with whatever their zone is called; it is taken for GMT, as Go does.
+        [_, day, month, year, time, zone] if *zone == "GMT" || (text.contains('-') && is_zone(zone)) => (*day, *month, *year, *time),
         [_, month, day, time, year] => (*day, *month, *year, *time),
         _ => return None,
     };
@@ -20,6 +21,10 @@ pub(crate) fn parse(text: &str) -> Option<i64> {
         _ => year,
     };
     format!("{year:04}-{month:02}-{day:02}T{time}Z").parse::<Timestamp>().ok().map(Timestamp::unix_seconds)
+}
+
+fn is_zone(text: &str) -> bool {
+    matches!(text.len(), 3 | 4) && text.bytes().all(|b| b.is_ascii_uppercase())
 }
 
 /// As in `Sun, 06 Nov 1994 08:49:37 GMT`.
@@ -36,7 +41,12 @@ mod tests {
 
     #[test]
     fn reads_three_forms_and_writes_one() {
-        for text in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
+        for text in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 UTC",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
             assert_eq!(parse(text), Some(784_111_777), "{text}");
         }
         assert_eq!(format(784_111_777), "Sun, 06 Nov 1994 08:49:37 GMT");

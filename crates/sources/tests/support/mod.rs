@@ -16,7 +16,7 @@ use session::{
     Session, Stat, Token, TokenRequest, Upload, go_mode,
 };
 use snapshot::{Backend, Options};
-use sources::{Context, Sources};
+use sources::{Context, GitSettings, Sources};
 use task::Cancel;
 use tokio::sync::mpsc;
 
@@ -42,7 +42,8 @@ impl Place {
             retry: registry::Retry { first: std::time::Duration::from_millis(1), attempts: 2 },
             ..registry::Config::default()
         };
-        let sources = Sources::new(layers.clone(), content.clone(), registry::Client::new(config), db);
+        let git = GitSettings { path: std::env::var_os("PATH").unwrap(), proxy: Vec::new(), scratch: root.path().join("scratch") };
+        let sources = Sources::new(layers.clone(), content.clone(), registry::Client::new(config), db, git);
         Self { root, layers, content, sources }
     }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fault::{Context as _, Result};
-use session::{Group, Session};
 use task::{Cancel, CancelOnDrop};
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::{Group, Session};
 
 /// A listening socket. It and its connections end when this drops.
 pub struct Forward {
