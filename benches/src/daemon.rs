@@ -1,4 +1,5 @@
 //! One daemon process on a fresh root, and client commands against it.
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -69,14 +70,28 @@ impl Bench {
 
     /// Runs a client command and returns its seconds.
     pub fn client(&self, args: &[&str]) -> Result<f64, Failed> {
+        self.client_with(args, &[])
+    }
+
+    /// Builds a marshalled definition.
+    pub fn solve(&self, definition: &[u8]) -> Result<f64, Failed> {
+        self.client_with(&["build", "--progress", "plain"], definition)
+    }
+
+    fn client_with(&self, args: &[&str], stdin: &[u8]) -> Result<f64, Failed> {
         let begun = Instant::now();
-        let output = Command::new(&self.client[0])
+        let mut child = Command::new(&self.client[0])
             .args(&self.client[1..])
             .args(["--addr", &format!("unix://{}", self.socket().display())])
             .args(args)
-            .stdin(Stdio::null())
-            .output()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .unwrap();
+        // Clients read all of it before they say anything; what one that has ended did not read shows in how it ended.
+        let _ = child.stdin.take().expect("asked for a pipe").write_all(stdin);
+        let output = child.wait_with_output().unwrap();
         let took = begun.elapsed().as_secs_f64();
         if output.status.success() {
             return Ok(took);

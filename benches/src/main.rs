@@ -8,11 +8,16 @@
 //! Each daemon command is given `--root DIR --addr unix://SOCKET`; the client command is given `--addr unix://SOCKET build …`, as buildctl
 //! takes it. Rounds alternate between the daemons, so that a drift of the machine hits all alike. Medians are printed, and the ratio to the last
 //! daemon. Needs Debian's busybox-static and docker-registry.
+//!
+//! `--llb SHAPE:OPS[:SALT]` (a shape of `graphs`, such as `chain:5000`) writes a definition to standard output instead, for `buildctl build`.
 #![allow(clippy::unwrap_used)]
 
+mod clients;
 mod daemon;
+mod graphs;
 mod rows;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,7 +32,13 @@ struct Options {
 
 fn main() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    let options = parse(std::env::args().skip(1).collect());
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, plan] = args.as_slice()
+        && flag == "--llb"
+    {
+        return write_llb(plan);
+    }
+    let options = parse(args);
     let registry = testkit::Registry::start();
     registry.push("base", "latest", &testkit::busybox_image());
     let fixtures = rows::Fixtures::new(&registry.host());
@@ -50,6 +61,23 @@ fn main() -> ExitCode {
         print(row, &mut times);
     }
     code
+}
+
+fn write_llb(text: &str) -> ExitCode {
+    let (plan, salt) = match text.splitn(3, ':').collect::<Vec<_>>()[..] {
+        [shape, ops, salt] => (format!("{shape}:{ops}"), salt),
+        _ => (text.to_owned(), ""),
+    };
+    match plan.parse::<graphs::Plan>() {
+        Ok(plan) => {
+            std::io::stdout().write_all(&plan.graph(salt).to_bytes()).unwrap();
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn print(row: &rows::Row, times: &mut [Vec<f64>]) {

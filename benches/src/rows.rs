@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::clients;
 use crate::daemon::{Bench, Failed};
+use crate::graphs::{self, Plan, Shape};
 
 pub struct Row {
     pub name: &'static str,
@@ -13,7 +15,10 @@ pub struct Row {
     pub show: fn(f64) -> String,
 }
 
-pub const ROWS: [Row; 12] = [
+const CHAIN: Plan = Plan { shape: Shape::Chain, ops: 5000 };
+const WIDE: Plan = Plan { shape: Shape::Wide, ops: 5000 };
+
+pub const ROWS: [Row; 20] = [
     Row { name: "start to first answer", run: |b, _, _| b.start(), show: seconds },
     Row { name: "idle memory", run: idle_memory, show: megabytes },
     Row { name: "50 sequential RUN", run: |b, f, _| f.fresh(b, &f.runs), show: seconds },
@@ -26,6 +31,14 @@ pub const ROWS: [Row; 12] = [
     Row { name: "push gzip 330 MB, cold", run: push, show: seconds },
     Row { name: "local export of 30000 files", run: local_export, show: seconds },
     Row { name: "a step that prints 200000 lines", run: |b, f, _| f.fresh(b, &f.lines), show: seconds },
+    Row { name: "chain of 5000 file ops", run: |b, _, r| graphs::fresh(b, CHAIN, r), show: seconds },
+    Row { name: "chain of 5000 file ops, cached", run: |b, _, r| graphs::again(b, CHAIN, r), show: seconds },
+    Row { name: "graph of 5000 file ops", run: |b, _, r| graphs::fresh(b, WIDE, r), show: seconds },
+    Row { name: "graph of 5000 file ops, cached", run: |b, _, r| graphs::again(b, WIDE, r), show: seconds },
+    Row { name: "graph of 20000 file ops", run: |b, _, r| graphs::fresh(b, Plan { ops: 20000, ..WIDE }, r), show: seconds },
+    Row { name: "graph of 20000 file ops, cached", run: |b, _, r| graphs::again(b, Plan { ops: 20000, ..WIDE }, r), show: seconds },
+    Row { name: "32 clients, the same build", run: |b, f, _| clients::same(b, f), show: seconds },
+    Row { name: "32 clients, different builds", run: |b, f, _| clients::different(b, f), show: seconds },
 ];
 
 /// Directories with Dockerfiles, made once.
@@ -88,8 +101,13 @@ impl Fixtures {
         bench.build(dir, &[])
     }
 
+    /// Where the base image is.
+    pub fn base(&self) -> String {
+        format!("{}/base:latest", self.host)
+    }
+
     /// A running daemon that has pulled and unpacked the base image.
-    fn started(&self, bench: &mut Bench) -> Result<(), Failed> {
+    pub fn started(&self, bench: &mut Bench) -> Result<(), Failed> {
         bench.start()?;
         let warm = bench.scratch().join("warm");
         fs::create_dir(&warm).unwrap();

@@ -48,13 +48,16 @@ impl Layer {
 
     /// Whether the files of this layer and all below it are here.
     pub fn is_realized(&self) -> bool {
-        self.0.stack().is_ok()
+        self.0.is_whole() || self.0.stack().is_ok()
     }
 
     /// Blobs that [`Layer::realize`] would need and cannot get: they are neither here nor is it known where they are. Not empty only for
     /// layers that came back from the database lazy; going through their source again cures them.
     pub fn missing(&self) -> Result<Vec<Digest>> {
         let mut missing = Vec::new();
+        if self.0.is_whole() {
+            return Ok(missing);
+        }
         for element in self.0.chain() {
             let state = element.node.state();
             let (None, None, Some(blob)) = (&state.tree, &state.source, state.blobs.first()) else { continue };

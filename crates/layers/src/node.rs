@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use oci::{Descriptor, Digest, Timestamp};
@@ -22,6 +22,8 @@ pub(crate) struct Node {
     users: AtomicUsize,
     /// Those of them whose end is a use that counts.
     takers: AtomicUsize,
+    /// This layer and all below it were found to be realized.
+    whole: AtomicBool,
 }
 
 pub(crate) enum Kind {
@@ -38,7 +40,7 @@ pub(crate) struct State {
     pub tree: Option<TreeId>,
     pub opaque: bool,
     pub explicit: Option<TreeId>,
-    pub flat: Option<TreeId>,
+    pub flat: Option<Flat>,
     pub blobs: Vec<Descriptor>,
     pub diff_id: Option<Digest>,
     pub chain_id: Option<Digest>,
@@ -48,9 +50,19 @@ pub(crate) struct State {
     pub source: Option<Arc<dyn BlobSource>>,
 }
 
+/// A tree that stands for a layer and some of those below it.
+#[derive(Clone)]
+pub(crate) struct Flat {
+    pub tree: TreeId,
+    /// The first that it does not stand for; `None` if nothing is left.
+    pub over: Option<Arc<Node>>,
+    /// How many layers it stands for.
+    pub count: usize,
+}
+
 impl State {
     pub fn trees(&self) -> impl Iterator<Item = TreeId> + use<> {
-        [self.tree, self.explicit, self.flat].into_iter().flatten()
+        [self.tree, self.explicit, self.flat.as_ref().map(|flat| flat.tree)].into_iter().flatten()
     }
 }
 
@@ -66,7 +78,33 @@ impl Node {
             state: Mutex::new(state),
             users: AtomicUsize::new(0),
             takers: AtomicUsize::new(0),
+            whole: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the trees of this layer and of all below it are here, as far as that can be told without looking at any layer twice in its
+    /// life. What is here stays as long as the node does.
+    pub fn is_whole(self: &Arc<Self>) -> bool {
+        let mut unknown = Vec::new();
+        let mut node = self;
+        while !node.whole.load(Ordering::Acquire) {
+            let Kind::Layer { parent } = &node.kind else { return false };
+            if node.state().tree.is_none() {
+                return false;
+            }
+            unknown.push(node);
+            match parent {
+                Some(parent) => node = parent,
+                None => break,
+            }
+        }
+        unknown.into_iter().for_each(|node| node.whole.store(true, Ordering::Release));
+        true
+    }
+
+    /// Takes note that [`Layer::realize`] did all there is to do for this layer.
+    pub fn set_whole(&self) {
+        self.whole.store(true, Ordering::Release);
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -103,7 +141,9 @@ impl Node {
             tree: state.tree,
             opaque: state.opaque,
             explicit: state.explicit,
-            flat: state.flat,
+            flat_over: state.flat.as_ref().and_then(|flat| id(&flat.over)),
+            flat_count: state.flat.as_ref().map_or(0, |flat| flat.count),
+            flat: state.flat.map(|flat| flat.tree),
             blobs: state.blobs,
             diff_id: state.diff_id,
             chain_id: state.chain_id,
@@ -146,25 +186,38 @@ impl Node {
 
     /// The trees to stack, lowest first.
     pub fn stack(self: &Arc<Self>) -> Result<Vec<TreeId>> {
-        let mut top = Vec::new();
-        let mut node = self;
-        let mut stack = loop {
-            if let Some(flat) = node.state().flat {
-                break vec![flat];
-            }
-            match &node.kind {
-                Kind::Layer { parent } => {
-                    top.push(node.state().tree.ok_or(Error::Lazy { id: node.id })?);
-                    match parent {
-                        Some(parent) => node = parent,
-                        None => break Vec::new(),
-                    }
+        let (base, runs) = self.runs()?;
+        let mut trees = base.as_ref().map_or(Ok(Vec::new()), Self::own_stack)?;
+        trees.extend(runs.into_iter().rev().map(|run| run.tree));
+        Ok(trees)
+    }
+
+    /// The layers that were made on each other up to this one, as they are to be stacked, topmost first, and what else they were made on.
+    pub fn runs(self: &Arc<Self>) -> Result<(Option<Arc<Self>>, Vec<Flat>)> {
+        let mut runs = Vec::new();
+        let mut node = self.clone();
+        loop {
+            let flat = node.state().flat.clone();
+            let run = match (flat, &node.kind) {
+                (Some(flat), _) => flat,
+                (None, Kind::Layer { parent }) => {
+                    let tree = node.state().tree.ok_or(Error::Lazy { id: node.id })?;
+                    Flat { tree, over: parent.clone(), count: 1 }
                 }
-                _ => break node.chain().iter().map(Element::tree).collect::<Result<_>>()?,
+                (None, _) => return Ok((Some(node), runs)),
+            };
+            let over = run.over.clone();
+            runs.push(run);
+            match over {
+                Some(over) => node = over,
+                None => return Ok((None, runs)),
             }
-        };
-        stack.extend(top.into_iter().rev());
-        Ok(stack)
+        }
+    }
+
+    /// The trees of all that this consists of, lowest first, none of them squashed.
+    pub fn own_stack(self: &Arc<Self>) -> Result<Vec<TreeId>> {
+        self.chain().iter().map(Element::tree).collect()
     }
 }
 
@@ -189,9 +242,26 @@ impl Element {
     }
 }
 
+/// Chains are thousands of layers long, so they are taken apart without recursion.
 impl Drop for Node {
     fn drop(&mut self) {
         self.home.forget(&self.id);
+        let mut pending = vec![self.kind.take()];
+        while let Some(kind) = pending.pop() {
+            let below: Vec<Arc<Node>> = match kind {
+                Kind::Layer { parent } | Kind::Cell { base: parent, .. } => parent.into_iter().collect(),
+                Kind::Merge { inputs } => inputs,
+                Kind::Diff { lower, upper, .. } => lower.into_iter().chain(upper).collect(),
+            };
+            // Those that nobody else holds end here, with nothing below them any more.
+            pending.extend(below.into_iter().filter_map(Arc::into_inner).map(|mut node| node.kind.take()));
+        }
+    }
+}
+
+impl Kind {
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Layer { parent: None })
     }
 }
 

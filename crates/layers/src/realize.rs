@@ -35,11 +35,15 @@ impl Layer {
     /// Sees to it that the files of this layer and of all below it are here. Concurrent callers share the work; its rows are shown to each
     /// of them, unless the blobs' source says whose they are.
     pub async fn realize(&self, cancel: &Cancel, reporter: &Reporter) -> fault::Result<()> {
+        if self.0.is_whole() {
+            return Ok(());
+        }
         let chain = self.0.chain();
         let lazy = chain.iter().filter(|element| element.node.state().tree.is_none());
         try_join_all(lazy.map(|element| realize_node(&element.node, cancel, reporter))).await?;
         let hidden = chain.iter().filter(|element| element.explicit);
         try_join_all(hidden.map(|element| crate::explicit::ensure(&element.node, cancel, reporter))).await?;
+        self.0.set_whole();
         Ok(())
     }
 

@@ -38,9 +38,15 @@ pub(crate) struct Record {
     /// The same tree with those directories spelled out, for merges.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explicit: Option<TreeId>,
-    /// This layer with all below it as one tree, for stacks that would get too deep.
+    /// This layer with those below it down to `flat_over` as one tree, for stacks that would get too deep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flat: Option<TreeId>,
+    /// The first layer that `flat` does not stand for; none: it stands for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flat_over: Option<LayerId>,
+    /// For how many layers `flat` stands.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flat_count: usize,
     /// The first is the one to export unless another compression is forced.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blobs: Vec<Descriptor>,
@@ -74,6 +80,10 @@ pub(crate) enum KindRecord {
         key: String,
         base: Option<LayerId>,
     },
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Record {

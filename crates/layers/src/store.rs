@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use crate::budget::Budget;
 use crate::error::{Error, Result};
 use crate::flight::Flights;
-use crate::node::{Kind, Layer, Node, State};
+use crate::node::{Flat, Kind, Layer, Node, State};
 use crate::record::{BLOB_CHAINS, CELLS, CHAINS, CHILDREN, KindRecord, META, RECORDS, Record, TREES, USES, Uses};
 use crate::{LayerId, Properties};
 
@@ -150,12 +150,17 @@ impl Layers {
             return Ok(None);
         };
         let here = |tree: &TreeId| self.0.trees.contains(tree);
+        let flat = record.flat.filter(here).and_then(|tree| {
+            let over = record.flat_over.map(|over| below(&kind, &over));
+            // A flat tree whose place is not known is of no use.
+            (!matches!(over, Some(None))).then(|| Flat { tree, over: over.flatten(), count: record.flat_count.max(1) })
+        });
         let state = State {
             description: String::new(),
             tree: record.tree,
             opaque: record.opaque,
             explicit: record.explicit.filter(here),
-            flat: record.flat.filter(here),
+            flat,
             blobs: record.blobs,
             diff_id: record.diff_id,
             chain_id: record.chain_id,
@@ -336,6 +341,18 @@ impl Layers {
         task::blocking(files).await?;
         Ok(self.0.db.flush().await?)
     }
+}
+
+/// The layer called `id` among those that one of this kind was made on.
+fn below(kind: &Kind, id: &LayerId) -> Option<Arc<Node>> {
+    let mut kind = kind;
+    while let Kind::Layer { parent: Some(parent) } = kind {
+        if parent.id == *id {
+            return Some(parent.clone());
+        }
+        kind = &parent.kind;
+    }
+    None
 }
 
 impl Shared {

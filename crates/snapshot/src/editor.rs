@@ -21,7 +21,7 @@ mod place;
 mod remove;
 
 pub use attributes::Attributes;
-pub(crate) use part::{copy_root, part, separate};
+pub(crate) use part::{copy_file, copy_root, dress_dir, part, separate};
 pub use place::Placed;
 
 /// A stack with a draft on top: reads as a [`View`] (to which it dereferences), writes go to the draft only.

@@ -27,6 +27,7 @@ mod metadata;
 mod native;
 mod rel;
 mod spec;
+mod squash;
 mod store;
 mod sys;
 mod trash;

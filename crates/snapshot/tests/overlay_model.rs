@@ -355,6 +355,14 @@ fn run(seed: u64, layers: usize, ops: usize) {
         let model = mount(&modelled);
         assert_eq!(seen_by_view(&store.view(&modelled).unwrap()), model, "seed {seed}: the kernel's trees");
         assert_eq!(without_times(&by_mount), without_times(&model), "seed {seed}: editor and kernel");
+        for (stack, tree) in [(&edited, &by_mount), (&modelled, &model)] {
+            let end = 1 + random.below(stack.len());
+            let start = random.below(end);
+            let squashed = store.squash(&stack[start..end], &stack[..start]).unwrap();
+            let stack = [&stack[..start], &[squashed], &stack[end..]].concat();
+            assert_eq!(seen_by_view(&store.view(&stack).unwrap()), *tree, "seed {seed}: {start}..{end} squashed");
+            assert_eq!(mount(&stack), *tree, "seed {seed}: {start}..{end} squashed and mounted");
+        }
     }
     assert_eq!(seen_by_view(&donor_view), donor_before, "seed {seed}: a committed tree was changed through a link");
 }

@@ -18,11 +18,20 @@ use crate::xattr;
 
 /// Gives the directory `to` the metadata of `top`'s root.
 pub(crate) fn copy_root(top: &Layer, to: &Path) -> Result<(), Errno> {
-    let from = top.open_dir(b"")?;
-    let metadata = Metadata::of(&rustix::fs::fstat(&from)?);
-    let xattrs = xattr::read(&layer::proc_path(&from, b""))?;
     let to: OwnedFd = File::open(to).map_err(errno)?.into();
-    inode::dress(&to, b".", &metadata, &xattrs)
+    dress_dir(&top.open_dir(b"")?, &to, b".")
+}
+
+/// Gives the directory `name` in `to` the metadata of the directory `from`.
+pub(crate) fn dress_dir(from: &OwnedFd, to: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
+    let metadata = Metadata::of(&rustix::fs::fstat(from)?);
+    let xattrs = xattr::read(&layer::proc_path(from, b""))?;
+    inode::dress(to, name, &metadata, &xattrs)
+}
+
+/// Copies what is no directory, with all that belongs to it, under the same name.
+pub(crate) fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &[u8], metadata: Metadata) -> Result<(), Errno> {
+    Inode::load(from, name, metadata)?.store(to, name).map(drop)
 }
 
 /// Replaces every inode with more than one name by a copy; names within `root` that were one file stay one file.
