@@ -6,10 +6,11 @@ use std::process::Command;
 use crate::{Outcome, debian, run};
 
 /// (program, Debian package)
-const COMPONENTS: [(&str, &str); 7] = [
+const COMPONENTS: [(&str, &str); 8] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
+    ("newuidmap", "uidmap"),
     ("docker-registry", "docker-registry"),
     ("ssh-agent", "openssh-client"),
     ("git", "git"),

@@ -65,6 +65,7 @@ pub(crate) fn unpack(archive: impl Read, root: &Path, userxattr: bool) -> Result
         directories: Vec::new(),
         opaque_name: if userxattr { "user.overlay.opaque" } else { "trusted.overlay.opaque" },
         buffer: vec![0; 256 << 10],
+        squashed: false,
     };
     while let Some(entry) = reader.next()? {
         unpack.entry(&entry, &mut reader)?;
@@ -80,6 +81,8 @@ struct Unpack {
     directories: Vec<(Vec<u8>, Timestamps)>,
     opaque_name: &'static str,
     buffer: Vec<u8>,
+    /// Some owner is not in this user namespace.
+    squashed: bool,
 }
 
 /// A name in a directory that exists.
@@ -217,8 +220,7 @@ impl Unpack {
                 let name = OsStr::from_bytes(hidden);
                 rustix::fs::mknodat(spot.dir, name, FileType::CharacterDevice, Mode::empty(), 0)
                     .map_err(UnpackError::os("make whiteout", &path))?;
-                let (uid, gid) = owner(entry);
-                rustix::fs::chownat(spot.dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(UnpackError::os("change owner of", &path))
+                self.own_at(entry, spot.dir, name, &path)
             }
             // Whiteouts speak of what is below. What this layer itself has put here stays, and shows nothing from below.
             Existing::Directory => {
@@ -237,9 +239,9 @@ impl Unpack {
     }
 
     /// Owner, attributes, mode and times, in the order in which the kernel does not undo them.
-    fn attributes_of(&self, entry: &Entry, file: BorrowedFd<'_>, path: &[u8], times: Option<Timestamps>) -> Result<(), UnpackError> {
+    fn attributes_of(&mut self, entry: &Entry, file: BorrowedFd<'_>, path: &[u8], times: Option<Timestamps>) -> Result<(), UnpackError> {
         let (uid, gid) = owner(entry);
-        rustix::fs::fchown(file, uid, gid).map_err(UnpackError::os("change owner of", path))?;
+        self.owned(rustix::fs::fchown(file, uid, gid), entry, path)?;
         for (name, value) in wanted_xattrs(entry) {
             ignore_unsupported(rustix::fs::fsetxattr(file, OsStr::from_bytes(name), value, XattrFlags::empty()), entry.kind, name)
                 .map_err(UnpackError::os("set attributes of", path))?;
@@ -248,10 +250,27 @@ impl Unpack {
         times.map_or(Ok(()), |times| rustix::fs::futimens(file, &times)).map_err(UnpackError::os("set times of", path))
     }
 
-    fn attributes_at(&self, entry: &Entry, spot: &Spot<'_>) -> Result<(), UnpackError> {
+    fn own_at(&mut self, entry: &Entry, dir: BorrowedFd<'_>, name: &OsStr, path: &[u8]) -> Result<(), UnpackError> {
         let (uid, gid) = owner(entry);
-        rustix::fs::chownat(spot.dir, spot.name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(UnpackError::os("change owner of", spot.path))?;
+        self.owned(rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW), entry, path)
+    }
+
+    /// An owner that a user namespace of few ids does not have is its root.
+    fn owned(&mut self, outcome: Result<(), Errno>, entry: &Entry, path: &[u8]) -> Result<(), UnpackError> {
+        match outcome {
+            Err(Errno::INVAL) if entry.uid != u32::MAX && entry.gid != u32::MAX => {
+                if !std::mem::replace(&mut self.squashed, true) {
+                    let path = String::from_utf8_lossy(path);
+                    tracing::warn!(%path, uid = entry.uid, gid = entry.gid, "files of owners that this user namespace does not have are given to root");
+                }
+                Ok(())
+            }
+            outcome => outcome.map_err(UnpackError::os("change owner of", path)),
+        }
+    }
+
+    fn attributes_at(&mut self, entry: &Entry, spot: &Spot<'_>) -> Result<(), UnpackError> {
+        self.own_at(entry, spot.dir, spot.name, spot.path)?;
         let by_name = Path::new(&place::by_fd(spot.dir)).join(spot.name);
         for (name, value) in wanted_xattrs(entry) {
             ignore_unsupported(rustix::fs::lsetxattr(&by_name, OsStr::from_bytes(name), value, XattrFlags::empty()), entry.kind, name)

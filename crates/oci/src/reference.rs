@@ -64,6 +64,8 @@ impl Reference {
         }
         match self.path.strip_prefix(OFFICIAL) {
             Some(rest) if !rest.contains('/') => rest.to_owned(),
+            // No such name exists on Docker Hub, and without the domain it would be one of another registry.
+            _ if split_domain(&self.path) != (HUB.to_owned(), self.path.clone()) => self.name(),
             _ => self.path.clone(),
         }
     }
@@ -221,6 +223,7 @@ mod tests {
             ("index.docker.io/library/alpine", "docker.io/library/alpine", "alpine"),
             ("user/app:1", "docker.io/user/app:1", "user/app:1"),
             ("library/a/b", "docker.io/library/a/b", "library/a/b"),
+            ("docker.io/ghcr.io/app:3", "docker.io/ghcr.io/app:3", "docker.io/ghcr.io/app:3"),
             ("localhost/app", "localhost/app", "localhost/app"),
             ("localhost:5000/app:tag", "localhost:5000/app:tag", "localhost:5000/app:tag"),
             ("127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b", "127.0.0.1:5000/a/b"),

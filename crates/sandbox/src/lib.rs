@@ -20,6 +20,7 @@ mod launch;
 mod link;
 mod names;
 mod oci;
+pub mod rootless;
 mod runtime;
 mod seccomp;
 mod sys;

@@ -30,6 +30,8 @@ pub(crate) struct Spec {
     pub cgroup: String,
     pub resources: Resources,
     pub recursive_stubs: bool,
+    /// Show the daemon's own `/proc`.
+    pub host_proc: bool,
     pub process: SpecProcess,
     /// Run this OCI runtime instead of making the container ourselves.
     pub oci: Option<Oci>,

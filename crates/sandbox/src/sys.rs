@@ -65,6 +65,13 @@ pub(crate) fn unshare_cgroups() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }?)
 }
 
+/// Moves this process into a new user namespace, and a mount namespace that belongs to it.
+pub(crate) fn new_user_namespace() -> io::Result<()> {
+    use rustix::thread::UnshareFlags;
+    // SAFETY: neither flag touches memory or descriptors; the kernel refuses NEWUSER to a process with several threads.
+    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?)
+}
+
 /// Takes ownership of an inherited descriptor, such as standard input in the helper.
 pub(crate) fn adopt(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: F_GETFD only tells whether the number is open.

@@ -189,6 +189,8 @@ pub struct Config {
     pub platforms: Vec<oci::Platform>,
     pub parallelism: Option<usize>,
     pub cgroup_parent: String,
+    /// Steps see the daemon's own `/proc`.
+    pub host_proc: bool,
     pub log_limits: ops::exec::LogLimits,
     /// Where programs such as git are looked for.
     pub program_path: std::ffi::OsString,
@@ -211,8 +213,12 @@ pub fn load(flags: Flags) -> Result<Config, String> {
     if file.worker.containerd.enabled == Some(true) {
         warnings.push("the containerd worker is not supported by this version of kiln; builds run on the OCI worker".into());
     }
-    if flags.oci_no_process_sandbox || oci.no_process_sandbox {
+    let host_proc = flags.oci_no_process_sandbox || oci.no_process_sandbox;
+    if host_proc && !sandbox::rootless::in_user_namespace() {
         return Err("can't enable NoProcessSandbox without Rootless".into());
+    }
+    if host_proc && flags.oci_binary.as_ref().or(oci.binary.as_ref()).is_some() {
+        return Err("--oci-worker-no-process-sandbox works with the built-in sandbox only: leave --oci-worker-binary out".into());
     }
     match flags.oci_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
         "" | "auto" | "host" => {}
@@ -291,6 +297,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         labels,
         platforms: platforms.iter().map(|p| p.parse().map_err(|e| format!("{e}"))).collect::<Result<_, String>>()?,
         parallelism: flags.oci_max_parallelism.or(oci.max_parallelism).filter(|&n| n > 0),
+        host_proc,
         cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
         log_limits: log_limits()?,
         program_path: std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
@@ -356,8 +363,7 @@ impl Paths {
                 address: "unix:///run/buildkit/buildkitd.sock".into(),
             };
         }
-        let runtime =
-            first("XDG_RUNTIME_DIR").unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", rustix::process::getuid().as_raw())));
+        let runtime = first("XDG_RUNTIME_DIR").unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", user_outside())));
         Self {
             config: first("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("buildkit/buildkitd.toml"),
             root: first("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("buildkit"),
@@ -371,7 +377,14 @@ fn is_rootless() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let whole = map.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"];
     let user = env("USER").filter(|u| !u.is_empty());
-    !rustix::process::geteuid().is_root() || (!whole && user.is_some_and(|u| u != "root"))
+    env(USER_OUTSIDE).is_some() || !rustix::process::geteuid().is_root() || (!whole && user.is_some_and(|u| u != "root"))
+}
+
+/// Set by [`super::rootless`] to the id of the user who is root in here.
+pub const USER_OUTSIDE: &str = "KILN_ROOTLESS_UID";
+
+fn user_outside() -> String {
+    env(USER_OUTSIDE).unwrap_or_else(|| rustix::process::getuid().as_raw().to_string())
 }
 
 fn env(name: &str) -> Option<String> {

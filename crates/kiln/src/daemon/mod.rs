@@ -4,6 +4,7 @@ mod flags;
 mod listen;
 mod logging;
 mod notify;
+mod rootless;
 mod serve;
 mod tls;
 
@@ -35,6 +36,7 @@ fn start(program: &str, args: Vec<OsString>) -> Result<ExitCode, String> {
             return Ok(ExitCode::SUCCESS);
         }
     };
+    rootless::settle()?;
     let config = config::load(flags)?;
     logging::start(&config.log)?;
     for warning in &config.warnings {

@@ -60,8 +60,12 @@ fn lock(root: &Path) -> Result<File, String> {
 }
 
 fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
-    let sandbox =
-        sandbox::Settings { dns: config.dns, cgroup_parent: config.cgroup_parent, ..sandbox::Settings::new(config.root.join("sandbox")) };
+    let sandbox = sandbox::Settings {
+        dns: config.dns,
+        cgroup_parent: config.cgroup_parent,
+        host_proc: config.host_proc,
+        ..sandbox::Settings::new(config.root.join("sandbox"))
+    };
     let worker = Worker::open(worker::Settings {
         root: config.root,
         backend: config.snapshotter,

@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::path::{Want, ensure};
 use super::user::User;
-use super::{Failed, Outcome, Try as _, describe};
+use super::{Failed, Outcome, Try as _, describe, unmapped};
 use crate::defaults;
 use crate::link::SpecProcess;
 use crate::{seccomp, sys};
@@ -140,9 +140,15 @@ fn assume(user: &User, insecure: bool) -> Outcome<()> {
     rustix::thread::set_keep_capabilities(true).tried(|| "keep capabilities over a change of user")?;
     let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    rustix::thread::set_thread_groups(&groups).tried(|| "set supplementary groups")?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid).tried(|| format!("become group {}", user.gid))?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).tried(|| format!("become user {}", user.uid))?;
+    match rustix::thread::set_thread_groups(&groups) {
+        // A user namespace of one id has none to give.
+        Err(Errno::PERM | Errno::INVAL) if crate::rootless::has_one_id() => {}
+        outcome => outcome.tried(|| "set supplementary groups")?,
+    }
+    rustix::thread::set_thread_res_gid(gid, gid, gid)
+        .map_err(|errno| Failed::new(format!("become group {}{}", user.gid, unmapped(errno)), errno))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
+        .map_err(|errno| Failed::new(format!("become user {}{}", user.uid, unmapped(errno)), errno))?;
     rustix::thread::set_keep_capabilities(false).tried(|| "let go of capabilities")?;
     let inheritable = if insecure { kept } else { CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })

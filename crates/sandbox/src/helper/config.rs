@@ -18,8 +18,24 @@ pub(crate) struct Bound {
     pub options: Vec<&'static str>,
 }
 
+/// How much of the machine's ids the daemon has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ids {
+    All,
+    /// Those of a user namespace, which may be a single one.
+    Some {
+        single: bool,
+    },
+}
+
+impl Ids {
+    pub fn of_this_process() -> Self {
+        if crate::rootless::in_user_namespace() { Self::Some { single: crate::rootless::has_one_id() } } else { Self::All }
+    }
+}
+
 /// `own_cgroups` asks for a cgroup namespace; `all` are the capabilities of an insecure process.
-pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: bool, all: u64, loops: u32) -> Value {
+pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: bool, all: u64, loops: u32, ids: Ids) -> Value {
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
     namespaces.extend(spec.own_network.then_some("network"));
     namespaces.extend(own_cgroups.then_some("cgroup"));
@@ -29,6 +45,11 @@ pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: boo
         "cgroupsPath": spec.cgroup,
         "resources": resources(&spec.resources, spec.insecure),
     });
+    if ids != Ids::All && spec.resources == Resources::default() {
+        // Told of no cgroup, runtimes do without where a user may have none.
+        linux["cgroupsPath"] = "".into();
+        linux["resources"] = json!({});
+    }
     if spec.insecure {
         let mut devices: Vec<Value> = INSECURE_DEVICES.iter().map(|(name, major, minor)| device(name, "c", *major, *minor)).collect();
         devices.extend((0..loops).map(|number| device(&format!("loop{number}"), "b", 7, number)));
@@ -45,7 +66,7 @@ pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: boo
         "process": process(&spec.process, user, all),
         "root": {"path": spec.stage_root, "readonly": spec.root_readonly},
         "hostname": spec.hostname,
-        "mounts": mounts(bound, spec.insecure),
+        "mounts": mounts(spec, bound, ids),
         "linux": linux,
     })
 }
@@ -77,8 +98,8 @@ fn rlimit(limit: &Rlimit) -> Value {
     json!({"type": format!("RLIMIT_{name}"), "soft": limit.soft as u64, "hard": limit.hard as u64})
 }
 
-fn mounts(bound: &[Bound], insecure: bool) -> Vec<Value> {
-    let system: &[&str] = if insecure { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
+fn mounts(spec: &Spec, bound: &[Bound], ids: Ids) -> Vec<Value> {
+    let system: &[&str] = if spec.insecure { &["nosuid", "noexec", "nodev"] } else { &["nosuid", "noexec", "nodev", "ro"] };
     let size = format!("size={DEV_SIZE}");
     let mount = |dest: &str, kind: &str, options: &[&str]| json!({"destination": dest, "type": kind, "source": kind, "options": options});
     let mut mounts = vec![
@@ -90,8 +111,22 @@ fn mounts(bound: &[Bound], insecure: bool) -> Vec<Value> {
         mount("/sys", "sysfs", system),
         mount("/sys/fs/cgroup", "cgroup", system),
     ];
+    let bind =
+        |dest: &str, source: &str, options: &[&str]| json!({"destination": dest, "type": "bind", "source": source, "options": options});
+    if spec.host_proc {
+        mounts[0] = bind("/proc", "/proc", &["rbind", "nosuid", "noexec", "nodev"]);
+    }
+    if let Ids::Some { single } = ids {
+        if single {
+            mounts[2]["options"].as_array_mut().expect("it is a list").retain(|option| option != "gid=5");
+        }
+        if !spec.own_network {
+            mounts[5] = bind("/sys", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"]);
+        }
+        mounts.truncate(6);
+    }
     for Bound { source, dest, options } in bound {
-        let value = json!({"destination": dest, "type": "bind", "source": source, "options": options});
+        let value = bind(dest, source, options);
         match mounts.iter_mut().find(|mount| mount["destination"] == **dest) {
             Some(earlier) => *earlier = value,
             None => mounts.push(value),
@@ -204,7 +239,7 @@ mod tests {
     fn every_field_is_one_that_the_runtime_specification_knows() {
         let limited =
             Resources { memory: Some(1 << 20), cpu_quota: Some(5), pids: Some(7), cpuset_cpus: "0".into(), ..Resources::default() };
-        for insecure in [false, true] {
+        for (insecure, ids) in [(false, Ids::All), (true, Ids::All), (false, Ids::Some { single: true })] {
             let process = SpecProcess {
                 args: vec!["/bin/true".into()],
                 env: vec!["A=b".into()],
@@ -229,11 +264,12 @@ mod tests {
                 cgroup: "/buildkit/x".into(),
                 resources: limited.clone(),
                 recursive_stubs: false,
+                host_proc: false,
                 process,
                 oci: None,
             };
             let bound = [Bound { source: "/s".into(), dest: "/dev/shm".into(), options: vec!["rbind", "ro"] }];
-            let ours = config(&spec, &User::default(), &bound, true, u64::MAX, 3);
+            let ours = config(&spec, &User::default(), &bound, true, u64::MAX, 3, ids);
             // What it does not know would be lost on the way.
             let parsed: oci_spec::runtime::Spec = serde_json::from_value(ours.clone()).unwrap();
             let again = serde_json::to_value(parsed).unwrap();

@@ -133,6 +133,16 @@ pub(crate) fn describe(error: &io::Error) -> String {
     }
 }
 
+/// What to do about an id that the user namespace does not have, where that is what an error says.
+pub(crate) fn unmapped(errno: rustix::io::Errno) -> &'static str {
+    match errno {
+        rustix::io::Errno::INVAL => {
+            ", which the daemon's user namespace does not have (give its user more ids in /etc/subuid and /etc/subgid)"
+        }
+        _ => "",
+    }
+}
+
 /// Names what was tried when a system call fails.
 pub(crate) trait Try<T> {
     fn tried<D: std::fmt::Display>(self, action: impl FnOnce() -> D) -> Outcome<T>;

@@ -13,9 +13,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::cgroup::{self, Cgroups};
-use super::config::{self, Bound};
+use super::config::{self, Bound, Ids};
 use super::root::{self, Staged};
 use super::{Failed, Outcome, Try as _, user};
+use crate::container::Resources;
 use crate::link::{self, Oci, Report, Spec, SpecProcess};
 use crate::sys::Child;
 
@@ -27,6 +28,8 @@ pub(crate) struct Run {
     insecure: bool,
     capabilities: u64,
     memory: Option<(PathBuf, &'static str)>,
+    /// A user's daemon that may not make any.
+    without_cgroups: bool,
 }
 
 /// Makes and starts the container in the namespaces of this process, which is the first of its pid namespace.
@@ -42,10 +45,19 @@ pub(crate) fn start(spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>, cgro
         bound.push(Bound { source: source.display().to_string(), dest, options });
     }
     let own = rustix::thread::capabilities(None).tried(|| "read capabilities")?.permitted.bits();
-    let config = config::config(spec, &user, &bound, cgroups.is_v2(), own, root::loop_devices());
+    let ids = Ids::of_this_process();
+    let config = config::config(spec, &user, &bound, cgroups.is_v2(), own, root::loop_devices(), ids);
     write(&oci.bundle.join("config.json"), &config)?;
     let memory = cgroups.memory_events(&spec.cgroup);
-    let run = Run { oci, id: spec.id.clone(), root: spec.stage_root.clone(), insecure: spec.insecure, capabilities: own, memory };
+    let run = Run {
+        oci,
+        id: spec.id.clone(),
+        root: spec.stage_root.clone(),
+        insecure: spec.insecure,
+        capabilities: own,
+        memory,
+        without_cgroups: ids != Ids::All && spec.resources == Resources::default(),
+    };
     let bundle = run.oci.bundle.clone();
     let started = run.detached(0, "create", files, daemon, |command| {
         command.arg("--bundle").arg(&bundle);
@@ -94,10 +106,18 @@ impl Run {
 
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.oci.binary);
-        command.arg("--root").arg(&self.oci.state).arg("--log").arg(self.log()).args(["--log-format", "json", verb]);
+        command.arg("--root").arg(&self.oci.state).arg("--log").arg(self.log()).args(["--log-format", "json"]);
+        if self.without_cgroups && self.name().contains("crun") {
+            command.arg("--cgroup-manager=disabled");
+        }
+        command.arg(verb);
         // Runtimes look for their own tools.
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command
+    }
+
+    fn name(&self) -> String {
+        self.oci.binary.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
     fn log(&self) -> PathBuf {
@@ -157,7 +177,7 @@ impl Run {
         let last = log.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let message = last.filter_map(|entry| entry["msg"].as_str().map(str::to_owned)).find(|message| !message.is_empty());
         let message = message.unwrap_or_else(|| "without a word in its log".to_owned());
-        let name = self.oci.binary.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.name();
         if ["exec: ", "exec `", "executable file", "exec format"].iter().any(|sign| message.contains(sign)) {
             // runc has said it on the process's own stderr.
             return Failed::program(if name.contains("runc") { String::new() } else { message });

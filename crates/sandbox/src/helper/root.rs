@@ -9,7 +9,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationF
 use super::cgroup::{Cgroups, Group};
 use super::path::{Want, ensure, is_dir, open_dir, open_in};
 use super::user::{self, User};
-use super::{Failed, Outcome, Try as _};
+use super::{Failed, Outcome, Try as _, unmapped};
 use crate::defaults::{DEV_LINKS, DEV_SIZE, DEVICES, INSECURE_DEVICES, MASKED, READONLY, SPARE_LOOPS};
 use crate::link::{Source, Spec, SpecMount};
 use crate::sys;
@@ -18,6 +18,9 @@ const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
 const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+/// What to do where a process may not have a `/proc` of its own.
+const NO_PROC: &str = ": parts of this container's own /proc are masked, so the kernel allows no new one; start the daemon with \
+    --oci-worker-no-process-sandbox, or its container with --security-opt systempaths=unconfined (procMount: Unmasked in Kubernetes)";
 const STRICTATIME: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_STRICTATIME;
 
 /// A root with everything mounted below it, not yet entered.
@@ -82,7 +85,10 @@ pub(crate) fn stage(spec: &Spec, blobs: &[u8], bundle: &Path, cgroups: &Cgroups)
     private()?;
     // Some runtimes refuse to work with both versions of cgroups in sight. All that counts is in the first then.
     for unified in cgroups.hierarchies.iter().filter(|h| h.controllers.is_empty() && !cgroups.is_v2()) {
-        let _ = rustix::mount::unmount(&unified.mount, UnmountFlags::DETACH);
+        if rustix::mount::unmount(&unified.mount, UnmountFlags::DETACH).is_err() {
+            // In a user namespace what came from outside can be covered only.
+            let _ = new("tmpfs", &[], NOSUID | NODEV | NOEXEC).and_then(|cover| put(&cover, &open_dir(&unified.mount)?));
+        }
     }
     let open = |path: &Path| open_dir(path).tried(|| format!("open {}", path.display()));
     // The runtime must see itself in the pid namespace that it is in.
@@ -195,14 +201,33 @@ impl<'a> Builder<'a> {
     fn mount(&mut self, dest: &str, origin: &Origin<'_>) -> Outcome<()> {
         let hidden = NOSUID | NODEV | NOEXEC;
         let writable = if self.spec.insecure { hidden } else { hidden | RDONLY };
+        let mut proc_advice = false;
         let mount = match origin {
-            Origin::Proc => new("proc", &[], hidden),
+            Origin::Proc if self.spec.host_proc => {
+                clone(Path::new("/proc"), true).and_then(|proc| set(&proc, hidden, false).map(|()| proc))
+            }
+            Origin::Proc => new("proc", &[], hidden).map_err(|errno| {
+                proc_advice = errno == Errno::PERM;
+                errno
+            }),
             Origin::Dev => return self.mount_dev(dest),
-            Origin::Pts => new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], NOSUID | NOEXEC),
+            Origin::Pts => match new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], NOSUID | NOEXEC) {
+                // This user namespace has no group 5.
+                Err(Errno::INVAL) => new("devpts", &[("ptmxmode", "0666"), ("mode", "0620")], NOSUID | NOEXEC),
+                outcome => outcome,
+            },
             Origin::Shm => new("tmpfs", &[("mode", "1777"), ("size", DEV_SIZE)], hidden),
             Origin::Mqueue => new("mqueue", &[], hidden),
-            Origin::Sys => new("sysfs", &[], writable),
-            Origin::Cgroup if self.cgroups.is_v2() => new("cgroup2", &[], writable),
+            Origin::Sys => match new("sysfs", &[], writable) {
+                // Only who owns the network namespace may have a new one.
+                Err(Errno::PERM) => clone(Path::new("/sys"), true).and_then(|sys| set(&sys, writable, true).map(|()| sys)),
+                outcome => outcome,
+            },
+            Origin::Cgroup if self.cgroups.is_v2() => match new("cgroup2", &[], writable) {
+                // What /sys shows of it must do.
+                Err(Errno::PERM) => return Ok(()),
+                outcome => outcome,
+            },
             Origin::Cgroup => return self.mount_cgroups_v1(dest, writable),
             Origin::File(path) => clone(path, false).and_then(|mount| set(&mount, hidden | RDONLY, false).map(|()| mount)),
             Origin::User(mount) => {
@@ -213,7 +238,13 @@ impl<'a> Builder<'a> {
                 return self.attach(&tree, dest, true);
             }
         };
-        self.attach(&mount.tried(|| format!("mount {dest}"))?, dest, matches!(origin, Origin::File(_)))
+        let mount = mount.tried(|| format!("mount {dest}")).map_err(|mut failed| {
+            if proc_advice {
+                failed.message += NO_PROC;
+            }
+            failed
+        })?;
+        self.attach(&mount, dest, matches!(origin, Origin::File(_)))
     }
 
     /// Puts a detached mount in its place, which is made if it is missing.
@@ -249,7 +280,7 @@ impl<'a> Builder<'a> {
             Source::Socket { path, uid, gid, mode } => {
                 rustix::fs::chownat(CWD, path, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)), AtFlags::SYMLINK_NOFOLLOW)
                     .and_then(|()| rustix::fs::chmod(path, Mode::from_raw_mode(*mode)))
-                    .tried(|| format!("hand over socket {}", path.display()))?;
+                    .map_err(|errno| Failed::new(format!("hand a socket over to {uid}:{gid}{}", unmapped(errno)), errno))?;
                 clone(path, false).tried(|| format!("open socket {}", path.display()))?
             }
         };
@@ -300,10 +331,11 @@ impl<'a> Builder<'a> {
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::File::from(rustix::fs::openat(&memory, name.as_str(), flags, Mode::from_raw_mode(0o600))?);
             file.write_all(data)?;
-            rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
             Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?)
         };
         write().tried(|| "write a secret")?;
+        rustix::fs::chownat(&memory, name.as_str(), Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| Failed::new(format!("give a secret to {uid}:{gid}{}", unmapped(errno)), errno))?;
         let file = open_in(memory.as_fd(), &name, OFlags::PATH).and_then(|file| clone_fd(file.as_fd())).tried(|| "open a secret")?;
         self.memory = Some(memory);
         Ok(file)

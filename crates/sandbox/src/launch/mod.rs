@@ -25,11 +25,14 @@ pub struct Settings {
     /// For containers that name no parent. Empty means `/buildkit`.
     pub cgroup_parent: String,
     pub dns: Dns,
+    /// Containers see the daemon's own `/proc`, for where no new one may be mounted. Processes still die with their container, but can see
+    /// the daemon and each other there.
+    pub host_proc: bool,
 }
 
 impl Settings {
     pub fn new(state: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), helper: "/proc/self/exe".into(), cgroup_parent: String::new(), dns: Dns::default() }
+        Self { state: state.into(), helper: "/proc/self/exe".into(), cgroup_parent: String::new(), dns: Dns::default(), host_proc: false }
     }
 }
 

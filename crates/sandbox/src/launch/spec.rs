@@ -76,6 +76,7 @@ pub(super) fn describe(
         cgroup,
         resources: container.resources,
         recursive_stubs: container.recursive_stubs,
+        host_proc: settings.host_proc,
         process: process_spec(process, insecure),
         oci,
     };
