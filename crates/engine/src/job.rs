@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::blame;
 use crate::execute::Execute;
 use crate::memory::{Memory, Output};
-use crate::run_loop::{self, Load, Message, Reply};
+use crate::run_loop::{self, Census, Load, Message, Reply};
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -59,6 +59,13 @@ impl Engine {
     /// Where imported caches are added, to be named in [`Job::load_with`].
     pub fn caches(&self) -> &Caches {
         &self.0.caches
+    }
+
+    /// How much is held now.
+    pub async fn census(&self) -> Census {
+        let (reply, answer) = oneshot::channel();
+        self.send(Message::Count(reply));
+        answer.await.unwrap_or_default()
     }
 
     /// Cancels all work and waits for its end. Jobs that still wait are answered with the reason.

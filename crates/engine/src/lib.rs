@@ -27,3 +27,4 @@ mod work;
 
 pub use execute::{CacheMap, Context, Execute, InputMap};
 pub use job::{Built, Engine, Job, Options, Ref};
+pub use run_loop::Census;

@@ -28,6 +28,20 @@ pub(crate) enum Message {
     Release(RequestId),
     Leave(JobId),
     Ended { task: TaskId, outcome: Result<Outcome<Output, Failure>, Failure> },
+    Count(oneshot::Sender<Census>),
+}
+
+/// How much an engine holds. All of it is zero once no job is left and what was cancelled has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Census {
+    pub jobs: usize,
+    pub graphs: usize,
+    /// Each counted once, however many jobs hold it.
+    pub vertices: usize,
+    /// Steps that run, and lesser work.
+    pub tasks: usize,
+    /// Who waits for a result.
+    pub waiting: usize,
 }
 
 /// A graph on its way into a job.
@@ -102,6 +116,8 @@ impl Loop {
                 self.apply(Event::Release(request));
             }
             Message::Leave(job) => self.leave(job),
+            // Fails if nobody waits any more, which is as well.
+            Message::Count(reply) => _ = reply.send(self.census()),
             Message::Ended { task, outcome } => {
                 let was_cancelled = self.running.remove(&task).is_some_and(|r| r.was_cancelled);
                 let outcome = match outcome {
@@ -148,6 +164,16 @@ impl Loop {
             sessions.all().into_iter().for_each(|session| held.sessions.add(session));
         }
         self.jobs.insert(job, sessions);
+    }
+
+    fn census(&self) -> Census {
+        Census {
+            jobs: self.jobs.len(),
+            graphs: self.loads.len(),
+            vertices: self.vertices.len().max(self.solver.len()),
+            tasks: self.running.len(),
+            waiting: self.replies.len(),
+        }
     }
 
     fn want(&mut self, load: u64, request: RequestId, want: Want, reply: oneshot::Sender<Reply>) {
