@@ -23,6 +23,6 @@ pub use error::{Error, OpenError, Result};
 pub use hold::Hold;
 pub use ingest::Ingest;
 pub use read::Reader;
-pub use store::{Blob, Store};
+pub use store::{Blob, Store, on_disk};
 pub use stream::IngestStream;
 pub use watermark::{Watermark, boot_id};

@@ -1,9 +1,11 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kv::{Batch, Db, Json, Table};
@@ -56,7 +58,17 @@ struct Shared {
     held: Arc<Held>,
     running: Mutex<HashSet<String>>,
     once: AtomicU64,
+    /// Bytes on disk of all blobs; before they were added up, what changed since the start.
+    used: AtomicI64,
+    added_up: OnceLock<()>,
 }
+
+/// Bytes that a file of `size` bytes takes.
+pub fn on_disk(size: u64) -> u64 {
+    size.next_multiple_of(BLOCK)
+}
+
+const BLOCK: u64 = 4096;
 
 impl Store {
     /// Opens the store under `root`. Drops what a power cut may have torn; looks at no other blob.
@@ -74,7 +86,7 @@ impl Store {
         let directory = File::open(root).map_err(|source| OpenError::Directory { path: root.into(), source })?;
         let (watermark, doubtful) = Watermark::open(&db, "content", boot_id)?;
         let (held, running) = (Arc::default(), Mutex::default());
-        let store = Self(Arc::new(Shared { blobs, partials, directory, db, watermark, held, running, once: AtomicU64::new(0) }));
+        let store = Self(Arc::new(Shared { blobs, partials, directory, db, watermark, held, running, once: AtomicU64::new(0), used: AtomicI64::new(0), added_up: OnceLock::new() }));
         store.drop_doubtful(doubtful)?;
         Ok(store)
     }
@@ -89,6 +101,10 @@ impl Store {
             let Some(digest) = std::str::from_utf8(name).ok().and_then(|text| text.parse::<Digest>().ok()) else { continue };
             tracing::warn!(%digest, "the machine went down before this blob was synced; dropping it");
             batch.delete(&BLOBS, digest.as_str());
+            let path = self.path(&digest);
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::debug!(?path, %error, "could not remove a doubtful blob");
+            }
         }
         self.0.db.submit(batch);
         Ok(())
@@ -97,6 +113,30 @@ impl Store {
     /// The size of a blob that is there.
     pub fn has(&self, digest: &Digest) -> Result<Option<u64>> {
         Ok(self.0.db.get(&BLOBS, digest.as_str())?.map(|Json(record)| record.size))
+    }
+
+    /// Bytes on disk of all blobs. The first call looks at all records.
+    pub fn used(&self) -> Result<u64> {
+        if self.0.added_up.get().is_none() {
+            let (read, during) = {
+                let _counts = self.0.held.lock();
+                (self.0.db.read()?, self.0.used.load(Ordering::Acquire))
+            };
+            let mut sum = 0;
+            read.each(&BLOBS, b"", |_, Json(record)| {
+                sum += on_disk(record.size) as i64;
+                ControlFlow::Continue(())
+            })?;
+            // Of two that come first at once, one adds it.
+            self.0.added_up.get_or_init(|| _ = self.0.used.fetch_add(sum - during, Ordering::AcqRel));
+        }
+        Ok(u64::try_from(self.0.used.load(Ordering::Acquire)).unwrap_or(0))
+    }
+
+    /// Bytes on disk of partial blobs.
+    pub fn in_flight(&self) -> Result<u64> {
+        let entries = std::fs::read_dir(&self.0.partials).map_err(Error::io("read directory", &self.0.partials))?;
+        Ok(entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.blocks() * 512).sum())
     }
 
     /// Keeps a blob from removal while the result lives. `None` if it is not there.
@@ -188,6 +228,9 @@ impl Store {
             std::fs::rename(partial, &path).map_err(Error::io("store blob", &path))?;
             let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
             let mut batch = Batch::new();
+            if self.has(digest)?.is_none() {
+                self.0.used.fetch_add(on_disk(size) as i64, Ordering::AcqRel);
+            }
             batch.put(&BLOBS, digest.as_str(), &Json(Record { size, created }));
             self.0.watermark.note(&mut batch, digest.as_str().as_bytes());
             self.0.db.submit(batch);
@@ -207,9 +250,22 @@ impl Store {
         self.delete(digest)
     }
 
+    /// Removes a blob that nobody holds and nobody has pinned; says whether it did.
+    pub fn remove_unneeded(&self, digest: &Digest) -> Result<bool> {
+        let counts = self.0.held.lock();
+        if counts.contains_key(digest) || self.has(digest)?.is_none() || self.is_pinned(digest)? {
+            return Ok(false);
+        }
+        self.delete(digest)?;
+        Ok(true)
+    }
+
     /// Under the lock of the holds.
     fn delete(&self, digest: &Digest) -> Result<()> {
         let mut batch = Batch::new();
+        if let Some(size) = self.has(digest)? {
+            self.0.used.fetch_sub(on_disk(size) as i64, Ordering::AcqRel);
+        }
         batch.delete(&BLOBS, digest.as_str());
         for (label, _) in self.labels(digest)? {
             batch.delete(&LABELS, label_key(digest, &label).as_str());
@@ -323,6 +379,7 @@ impl Store {
                 let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
                 let mut batch = Batch::new();
                 batch.put(&BLOBS, digest.as_str(), &Json(Record { size, created }));
+                self.0.used.fetch_add(on_disk(size) as i64, Ordering::AcqRel);
                 self.0.watermark.note(&mut batch, digest.as_str().as_bytes());
                 self.0.db.submit(batch);
                 found += 1;

@@ -86,6 +86,7 @@ impl Drop for Ending<'_> {
         let build = self.place.entry();
         build.end();
         build.hub().close();
+        self.builds.worker.layers().collect_soon();
         self.builds.linger(&self.id, build.hub().clone());
     }
 }
@@ -122,7 +123,8 @@ impl Service for Builds {
 
     async fn workers(&self, rescan: bool) -> Result<Vec<api::Worker>> {
         let facts = self.worker.facts(rescan);
-        Ok(vec![api::Worker { id: facts.id, labels: facts.labels, platforms: facts.platforms, gc_policy: Vec::new(), devices: Vec::new() }])
+        let gc_policy = self.worker.gc_rules().iter().map(usage::policy).collect();
+        Ok(vec![api::Worker { id: facts.id, labels: facts.labels, platforms: facts.platforms, gc_policy, devices: Vec::new() }])
     }
 
     async fn disk_usage(&self, query: UsageQuery) -> Result<Vec<UsageRecord>> {

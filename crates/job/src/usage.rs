@@ -37,6 +37,19 @@ pub async fn prune(
     .await
 }
 
+/// A rule of the garbage collection, as clients see it.
+pub fn policy(rule: &layers::Rule) -> PruneRule {
+    let bytes = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
+    PruneRule {
+        filters: rule.filters.clone(),
+        all: rule.all,
+        keep_duration: rule.keep_duration,
+        reserved_space: bytes(rule.reserved_space),
+        max_used_space: bytes(rule.max_used_space),
+        min_free_space: bytes(rule.min_free_space),
+    }
+}
+
 fn record(usage: layers::UsageRecord) -> UsageRecord {
     UsageRecord {
         id: usage.id.to_string(),

@@ -190,8 +190,8 @@ impl Drop for Cell {
     fn drop(&mut self) {
         let home = &self.layer.0.home;
         // What was written is not synced, and its size is another.
-        home.change(&self.layer.0, |state| state.size = None);
         home.doubt(&self.layer.0);
+        home.0.account.queue([self.tree.id()]);
         let mut in_use = home.0.cells.in_use.lock().expect("no holder of the lock panics");
         if let Some(entry) = in_use.get_mut(&self.layer.id()) {
             entry.users -= 1;

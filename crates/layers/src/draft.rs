@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use snapshot::{Editor, MountSpec, Top, TreeId, View};
 
@@ -34,6 +35,7 @@ pub struct Draft {
     properties: Properties,
     /// Processes may have written to it through an overlay mount.
     mounted: AtomicBool,
+    begun: Instant,
 }
 
 impl Layers {
@@ -41,7 +43,7 @@ impl Layers {
     pub fn draft(&self, parent: Option<&Layer>, properties: Properties) -> Result<Draft> {
         let stack = parent.map_or(Ok(Vec::new()), |parent| crate::flatten::shallow(&parent.0))?;
         let tree = self.0.trees.create()?;
-        Ok(Draft { home: self.clone(), parent: parent.cloned(), tree, stack, properties, mounted: AtomicBool::new(false) })
+        Ok(Draft { home: self.clone(), parent: parent.cloned(), tree, stack, properties, mounted: AtomicBool::new(false), begun: Instant::now() })
     }
 }
 
@@ -77,7 +79,8 @@ impl Draft {
 
     /// Makes it a layer. Waits for no disk: [`Layers::flush`] and [`Layers::sync`] do.
     pub fn commit(self) -> Result<Layer> {
-        let mut state = State::default();
+        let cost = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut state = State { cost, ..State::default() };
         if self.mounted.into_inner() {
             state.opaque = crate::opaque::tidy(&self.home, &self.tree, &self.stack)?;
         }

@@ -13,8 +13,10 @@
 //!   what is lost is lost whole, and never with something on top of it left behind.
 //! - Work on a layer that several want is done once.
 //! - Nothing in an archive reaches anything outside the layer's own tree.
+mod account;
 mod blobs;
 mod budget;
+mod ceiling;
 mod cell;
 mod changes;
 mod combine;
@@ -29,12 +31,14 @@ mod flatten;
 mod flight;
 mod id;
 mod image;
+mod inventory;
 mod layer;
 mod layer_tar;
 mod maintain;
 mod node;
 mod opaque;
 mod prune;
+mod rank;
 mod realize;
 mod record;
 mod same;
@@ -44,12 +48,14 @@ mod unpack;
 mod usage;
 
 pub use blobs::{LayerBlob, UNCOMPRESSED};
+pub use ceiling::Room;
 pub use cell::{Cell, Sharing};
 pub use compress::{Compression, CompressionKind};
 pub use draft::{Draft, Properties};
 pub use error::{Error, Result};
 pub use id::{LayerId, LayerIdError};
 pub use image::{BlobSource, ByteStream, ImageLayer};
+pub use maintain::Housekeeping;
 pub use node::Layer;
 pub use prune::Rule;
 pub use store::Layers;

@@ -1,17 +1,44 @@
-//! What happens beside the builds: trees without layers go, the trash is emptied, the durability mark moves, uses are written down.
+//! What happens beside the builds: trees without layers go, the trash is emptied, the durability mark moves, uses are written down, sizes
+//! are measured, limits are kept.
 use std::collections::HashSet;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use snapshot::TreeId;
 use task::Cancel;
 
 use crate::error::Result;
+use crate::prune::free_space;
 use crate::record::TREES;
 use crate::store::Layers;
+use crate::{LayerId, Rule};
 
 const TICK: Duration = Duration::from_secs(5);
 /// Ticks between syncs of the file system, which cost every writer.
 const SYNC_EVERY: u32 = 6;
+/// Sizes that nobody waits for are measured together.
+const MEASURE_AFTER: Duration = Duration::from_millis(200);
+/// How often the growth of running steps is looked at where there is a ceiling.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
+/// The rules are applied so long after a build, ...
+const COLLECT_AFTER: Duration = Duration::from_secs(1);
+/// ... and no more often than this, ...
+const COLLECT_EVERY: Duration = Duration::from_secs(60);
+/// ... unless the disk is fuller than they allow.
+const COLLECT_PRESSED: Duration = Duration::from_secs(10);
+
+/// What is to be kept, and who wants to know what is not.
+pub struct Housekeeping {
+    /// Applied in this order after builds, and while they run.
+    pub rules: Vec<Rule>,
+    /// Hears of each layer that goes.
+    pub deleted: Arc<dyn Fn(&LayerId) + Send + Sync>,
+}
+
+/// Whether the rules are to be applied.
+#[derive(Default)]
+pub(crate) struct Due(AtomicBool);
 
 impl Layers {
     /// Runs until cancelled; the daemon spawns it once. Nothing that it does is needed for an answer.
@@ -34,6 +61,65 @@ impl Layers {
             }
         }
         self.attempt("write down uses", |home| Ok(home.write_uses()?)).await;
+    }
+
+    /// Keeps the account and the limits until cancelled; the daemon spawns it once.
+    pub async fn keep_house(&self, housekeeping: Housekeeping, cancel: &Cancel) {
+        let Housekeeping { rules, deleted } = housekeeping;
+        let rules = Arc::new(rules);
+        self.attempt("add up the layers", |home| Ok(home.open_account()?)).await;
+        let mut collect_at = Instant::now() + COLLECT_AFTER;
+        self.0.due.0.store(true, Ordering::Release);
+        loop {
+            let wait = if self.is_watched() { WATCH_EVERY } else { TICK.min(COLLECT_AFTER) };
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = self.0.account.wake.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            if self.has_ceiling() {
+                let deleted = deleted.clone();
+                self.attempt("keep below the ceiling", move |home| Ok(home.enforce_ceiling(&*deleted)?)).await;
+            } else {
+                tokio::time::sleep(MEASURE_AFTER).await;
+                self.attempt("measure layers", |home| Ok(home.measure_queued().map(|_| ())?)).await;
+            }
+            if Instant::now() < collect_at || rules.is_empty() {
+                continue;
+            }
+            let pressed = self.is_pressed(&rules);
+            if self.0.due.0.swap(false, Ordering::AcqRel) || pressed {
+                let (rules, deleted) = (rules.clone(), deleted.clone());
+                self.attempt("collect garbage", move |home| home.collect(&rules, &*deleted)).await;
+                collect_at = Instant::now() + if pressed { COLLECT_PRESSED } else { COLLECT_EVERY };
+            }
+        }
+    }
+
+    /// Has the rules applied soon: something ended that may have left more than is to be kept.
+    pub fn collect_soon(&self) {
+        self.0.due.0.store(true, Ordering::Release);
+    }
+
+    fn collect(&self, rules: &[Rule], deleted: &dyn Fn(&LayerId)) -> fault::Result<()> {
+        let (mut count, mut bytes, begun) = (0_usize, 0, Instant::now());
+        self.prune(rules, |gone| {
+            deleted(&gone.id);
+            count += 1;
+            bytes += gone.size;
+            true
+        })?;
+        if count > 0 {
+            tracing::info!(count, bytes, took = ?begun.elapsed(), "collected garbage");
+        }
+        Ok(())
+    }
+
+    /// The disk has less room than a rule wants.
+    fn is_pressed(&self, rules: &[Rule]) -> bool {
+        let wanted = rules.iter().map(|rule| rule.min_free_space).max().unwrap_or(0);
+        wanted > 0 && free_space(self).is_ok_and(|free| free < wanted)
     }
 
     async fn attempt(&self, what: &'static str, work: impl FnOnce(Layers) -> fault::Result<()> + Send + 'static) {

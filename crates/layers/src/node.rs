@@ -45,7 +45,8 @@ pub(crate) struct State {
     pub diff_id: Option<Digest>,
     pub chain_id: Option<Digest>,
     pub blob_chain_id: Option<Digest>,
-    pub size: Option<u64>,
+    /// How long it took to make, in milliseconds.
+    pub cost: u64,
     /// Where the blob comes from. Known as long as someone keeps the layer.
     pub source: Option<Arc<dyn BlobSource>>,
 }
@@ -148,7 +149,7 @@ impl Node {
             diff_id: state.diff_id,
             chain_id: state.chain_id,
             blob_chain_id: state.blob_chain_id,
-            size: state.size,
+            cost: state.cost,
         }
     }
 
@@ -303,7 +304,7 @@ impl Clone for Layer {
 impl Drop for Layer {
     fn drop(&mut self) {
         if self.1 == Purpose::Use && self.0.takers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.home.used(&self.0.id);
+            self.0.home.note_use(&self.0.id);
         }
         self.0.users.fetch_sub(1, Ordering::AcqRel);
     }

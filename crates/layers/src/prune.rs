@@ -1,16 +1,18 @@
 //! Deletes layers that nobody uses, by BuildKit's rules: one rule at a time, the least used first, never below what is to be kept.
-use std::cmp::Ordering;
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
 
-use kv::Batch;
-use patterns::Filters;
+use kv::{Batch, Json};
+use oci::{Digest, Timestamp};
 use snapshot::TreeId;
 
 use crate::LayerId;
 use crate::error::{Error, Result};
+use crate::inventory::{Inventory, Item};
+use crate::record::{CHILDREN, RECORDS};
 use crate::store::Layers;
-use crate::usage::{self, Inventory, UsageRecord};
+use crate::usage::{self, UsageRecord};
+use crate::rank;
 
 /// What to delete and how much to keep. Sizes in bytes; 0 is no limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,8 +31,8 @@ pub struct Rule {
     pub min_free_space: u64,
 }
 
-/// Deleted at once where there is no limit to watch.
-const BATCH: usize = 10;
+/// Records deleted before their trees are removed: what waits in between is lost to nobody, but takes space.
+const SLICE: usize = 64;
 /// Blobs without a layer stay this long: a build may be about to use them.
 const BLOB_GRACE: Duration = Duration::from_secs(600);
 
@@ -40,10 +42,9 @@ impl Layers {
     pub fn prune(&self, rules: &[Rule], mut deleted: impl FnMut(UsageRecord) -> bool) -> fault::Result<()> {
         let _turn = self.0.pruning.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         for rule in rules {
-            let filters = usage::parse(&rule.filters)?;
-            let mut pruning = Pruning::new(self, rule, &filters)?;
+            let mut pruning = Pruning::new(self, rule)?;
             let outcome = pruning.run(&mut deleted);
-            pruning.remove_trees()?;
+            pruning.cleared.finish(&mut pruning.inventory)?;
             if !outcome? {
                 break;
             }
@@ -51,128 +52,175 @@ impl Layers {
         self.content().sweep(BLOB_GRACE)?;
         Ok(())
     }
+
+    /// Deletes the record of a layer that still nobody uses and that has nothing on it. The caller removes what it kept.
+    pub(crate) fn delete(&self, id: &LayerId) -> Result<Option<Deleted>> {
+        let live = self.live();
+        if live.get(id).is_some_and(|node| node.strong_count() > 0) {
+            return Ok(None);
+        }
+        let read = self.0.db.read()?;
+        let Some(Json(record)) = read.get(&RECORDS, id.as_str())? else { return Ok(None) };
+        // What came and went since the caller looked may have left a record on this one.
+        if !read.prefix(&CHILDREN, format!("{id}/").as_bytes())?.is_empty() {
+            return Ok(None);
+        }
+        let usage = usage::describe(id, &record, self.uses_of(id)?, false);
+        let mut batch = Batch::new();
+        let trees = self.erase(&mut batch, id, &record)?;
+        self.0.db.submit(batch);
+        drop(live);
+        let blobs = record.blobs.iter().map(|blob| blob.digest.clone()).collect();
+        Ok(Some(Deleted { usage, trees, blobs }))
+    }
+}
+
+/// A record that is gone, and what it alone had.
+pub(crate) struct Deleted {
+    pub usage: UsageRecord,
+    trees: Vec<TreeId>,
+    /// Others may have them, too.
+    blobs: Vec<Digest>,
+}
+
+/// Trees and blobs of deleted records, on their way out.
+pub(crate) struct Cleared<'a> {
+    home: &'a Layers,
+    trees: Vec<TreeId>,
+    blobs: BTreeSet<Digest>,
+    records: usize,
+}
+
+impl<'a> Cleared<'a> {
+    pub fn new(home: &'a Layers) -> Self {
+        Self { home, trees: Vec::new(), blobs: BTreeSet::new(), records: 0 }
+    }
+
+    pub fn add(&mut self, deleted: Deleted) -> UsageRecord {
+        self.trees.extend(deleted.trees);
+        self.blobs.extend(deleted.blobs);
+        self.records += 1;
+        deleted.usage
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.records >= SLICE
+    }
+
+    /// Removes the files, once the records are durably gone: a record must not come back without its tree. Those that shared them take
+    /// over what they cost.
+    pub fn finish(&mut self, inventory: &mut Inventory) -> Result<()> {
+        if self.records == 0 {
+            return Ok(());
+        }
+        self.home.0.db.flush_blocking()?;
+        let mut heirs = BTreeSet::new();
+        for tree in &self.trees {
+            heirs.extend(self.home.heirs(tree)?);
+            self.home.remove_tree(tree);
+        }
+        for blob in &self.blobs {
+            self.home.content().remove_unneeded(blob)?;
+        }
+        self.home.0.account.queue(heirs.iter().copied());
+        if !heirs.is_empty() {
+            // A file has as many names as there are trees that share it, once those in the trash are gone.
+            self.home.trees().empty_trash()?;
+            self.home.measure_queued()?;
+        }
+        for heir in &heirs {
+            if self.home.trees().contains(heir) {
+                inventory.resize(heir, self.home.size_of_tree(heir)?.bytes);
+            }
+        }
+        *self = Self::new(self.home);
+        Ok(())
+    }
 }
 
 struct Pruning<'a> {
     home: &'a Layers,
     rule: &'a Rule,
-    filters: &'a Filters,
     inventory: Inventory,
-    /// How many records are on top of each.
-    children: HashMap<LayerId, usize>,
-    /// Sum of all sizes; 0 if there is no limit.
-    total: u64,
     /// Stop below this; `None` deletes all.
     keep: Option<u64>,
-    /// Of the records deleted.
-    trees: Vec<TreeId>,
+    cleared: Cleared<'a>,
 }
 
 impl<'a> Pruning<'a> {
-    fn new(home: &'a Layers, rule: &'a Rule, filters: &'a Filters) -> Result<Self> {
-        let inventory = home.inventory()?;
-        let mut children = HashMap::new();
-        for parent in inventory.records.values().flat_map(|record| record.kind.parents()) {
-            *children.entry(parent).or_insert(0) += 1;
-        }
-        let limited = rule.reserved_space > 0 || rule.max_used_space > 0 || rule.min_free_space > 0;
-        let mut total = 0;
-        if limited {
-            for (id, record) in &inventory.records {
-                let usage = inventory.describe(id, record);
-                let is_cell_in_use = usage.mutable && usage.in_use;
-                if !usage.shared && !is_cell_in_use {
-                    total += home.size_of(id, record)?;
-                }
-            }
-        }
+    fn new(home: &'a Layers, rule: &'a Rule) -> fault::Result<Self> {
+        let filters = usage::parse(&rule.filters)?;
+        let wants = |usage: &UsageRecord| {
+            let kept_type = matches!(usage.record_type.as_str(), "internal" | "frontend") || usage.shared;
+            (rule.all || !kept_type) && usage::matches(&filters, usage)
+        };
+        let inventory = Inventory::load(home, wants)?;
         let free = if rule.min_free_space > 0 { free_space(home)? } else { 0 };
-        let keep = keep_bytes(rule, total, free);
-        Ok(Self { home, rule, filters, inventory, children, total, keep, trees: Vec::new() })
+        let keep = keep_bytes(rule, inventory.total(), free);
+        Ok(Self { home, rule, inventory, keep, cleared: Cleared::new(home) })
     }
 
     /// `false` if told to stop.
     fn run(&mut self, deleted: &mut dyn FnMut(UsageRecord) -> bool) -> Result<bool> {
         loop {
-            if self.keep.is_some_and(|keep| self.total < keep) {
-                return Ok(true);
+            if self.is_enough() {
+                // What others had in common with the deleted is theirs now: it may not be enough after all.
+                self.cleared.finish(&mut self.inventory)?;
+                if self.is_enough() {
+                    return Ok(true);
+                }
             }
             let mut candidates = self.candidates();
             let batch = match self.keep {
                 // One at a time, since each deletion changes the order of the rest; with very many that would take for ever.
                 Some(_) => {
-                    rank(&mut candidates);
+                    rank::least_used(&self.inventory, &mut candidates);
                     1 + candidates.len() / 1000
                 }
-                None => BATCH,
+                None => candidates.len(),
             };
             candidates.truncate(batch);
-            let gone = self.delete(candidates)?;
-            if gone.is_empty() {
-                return Ok(true);
-            }
-            for usage in gone {
-                self.total = self.total.saturating_sub(usage.size);
-                if !deleted(usage) {
+            let mut any = false;
+            for id in &candidates {
+                let Some(gone) = self.home.delete(id)? else {
+                    self.inventory.keep(id);
+                    continue;
+                };
+                let Some((_, freed)) = self.inventory.remove(id) else { continue };
+                any = true;
+                let usage = self.cleared.add(gone);
+                if !deleted(UsageRecord { size: freed, ..usage }) {
                     return Ok(false);
                 }
-            }
-        }
-    }
-
-    fn candidates(&self) -> Vec<UsageRecord> {
-        let records =
-            self.inventory.records.iter().filter(|(id, _)| !self.children.contains_key(*id) && !self.inventory.in_use.contains(*id));
-        let described = records.map(|(id, record)| self.inventory.describe(id, record));
-        let mut list: Vec<UsageRecord> = described.filter(|usage| self.selects(usage)).collect();
-        list.sort_by_key(|usage| (usage.created_at, usage.id));
-        list
-    }
-
-    fn selects(&self, usage: &UsageRecord) -> bool {
-        let kept_type = matches!(usage.record_type.as_str(), "internal" | "frontend") || usage.shared;
-        let recent = !self.rule.keep_duration.is_zero() && usage.used_within(self.rule.keep_duration);
-        (self.rule.all || !kept_type) && !recent && usage::matches(self.filters, usage)
-    }
-
-    /// Deletes the records that still nobody uses.
-    fn delete(&mut self, candidates: Vec<UsageRecord>) -> Result<Vec<UsageRecord>> {
-        let mut gone = Vec::new();
-        for mut usage in candidates {
-            let Some(record) = self.inventory.records.remove(&usage.id) else { continue };
-            usage.size = self.home.size_of(&usage.id, &record)?;
-            let live = self.home.live();
-            if live.get(&usage.id).is_some_and(|node| node.strong_count() > 0) {
-                continue;
-            }
-            let mut batch = Batch::new();
-            self.trees.extend(self.home.erase(&mut batch, &usage.id, &record)?);
-            self.home.0.db.submit(batch);
-            drop(live);
-            for parent in &usage.parents {
-                if let Some(count) = self.children.get_mut(parent) {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.children.remove(parent);
-                    }
+                if self.cleared.is_full() {
+                    self.cleared.finish(&mut self.inventory)?;
                 }
             }
-            gone.push(usage);
+            if !any {
+                return Ok(true);
+            }
         }
-        Ok(gone)
     }
 
-    /// Once their records are durably gone: a record must not come back without its tree.
-    fn remove_trees(self) -> Result<()> {
-        if !self.trees.is_empty() {
-            self.home.0.db.flush_blocking()?;
-        }
-        self.trees.iter().for_each(|tree| self.home.remove_tree(tree));
-        Ok(())
+    fn is_enough(&self) -> bool {
+        self.keep.is_some_and(|keep| self.inventory.total() < keep)
+    }
+
+    fn candidates(&self) -> Vec<LayerId> {
+        let mut list: Vec<(Timestamp, LayerId)> =
+            self.inventory.leaves().filter(|(_, item)| !self.is_recent(item)).map(|(id, item)| (item.created, *id)).collect();
+        list.sort();
+        list.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// What was never used was not recently.
+    fn is_recent(&self, item: &Item) -> bool {
+        let limit = self.rule.keep_duration;
+        !limit.is_zero() && usage::used_within(item.uses.last, limit, SystemTime::now())
     }
 }
 
-fn free_space(home: &Layers) -> Result<u64> {
+pub(crate) fn free_space(home: &Layers) -> Result<u64> {
     let root = home.trees().root();
     let stat = rustix::fs::statvfs(root).map_err(|e| Error::io("measure", root)(e.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -194,37 +242,6 @@ fn keep_bytes(rule: &Rule, total: u64, free: u64) -> Option<u64> {
         (0, _) => most,
     };
     Some(keep.max(reserved)).filter(|keep| *keep != 0)
-}
-
-/// The least recently and least often used first: ascending sum of the two ranks, each relative to the highest.
-fn rank(list: &mut [UsageRecord]) {
-    let mut by_time: Vec<usize> = (0..list.len()).collect();
-    by_time.sort_by_key(|&at| list[at].last_used_at);
-    let mut by_count: Vec<usize> = (0..list.len()).collect();
-    by_count.sort_by_key(|&at| list[at].usage_count);
-    let times = ranks(&by_time, |at| list[at].last_used_at);
-    let counts = ranks(&by_count, |at| (list[at].usage_count > 0).then_some(list[at].usage_count));
-    let mut keyed: Vec<(f64, UsageRecord)> = (0..list.len()).map(|at| (times[at] + counts[at], list[at].clone())).collect();
-    keyed.sort_by(|a, b| a.0.partial_cmp(&b.0).unwrap_or(Ordering::Equal));
-    for (slot, (_, usage)) in list.iter_mut().zip(keyed) {
-        *slot = usage;
-    }
-}
-
-/// Ranks from 1, equal values sharing one, divided by the highest. `None` values have the first rank.
-fn ranks<T: PartialEq>(order: &[usize], value: impl Fn(usize) -> Option<T>) -> Vec<f64> {
-    let mut ranks = vec![1.0; order.len()];
-    let mut rank = 1.0;
-    let mut last = None;
-    for &at in order {
-        let value = value(at);
-        if value.is_some() && value != last {
-            rank += 1.0;
-            last = value;
-        }
-        ranks[at] = rank;
-    }
-    ranks.iter().map(|own| own / rank).collect()
 }
 
 #[cfg(test)]
@@ -249,11 +266,5 @@ mod tests {
         ] {
             assert_eq!(keep_bytes(&rule, total, free), want, "{rule:?}");
         }
-    }
-
-    #[test]
-    fn ranks_are_relative() {
-        let values = [None, Some(5), Some(5), Some(9)];
-        assert_eq!(ranks(&[0, 1, 2, 3], |at| values[at]), [1.0 / 3.0, 2.0 / 3.0, 2.0 / 3.0, 1.0]);
     }
 }

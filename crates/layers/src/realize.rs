@@ -77,7 +77,6 @@ fn adopt(node: &Arc<Node>, realized: Realized) -> Result<()> {
         home.change(node, |state| {
             state.tree = Some(realized.tree);
             state.opaque = realized.opaque;
-            state.size = None;
         });
     }
     Ok(())

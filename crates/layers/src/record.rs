@@ -19,6 +19,10 @@ pub(crate) const BLOB_CHAINS: Table<str, Json<LayerId>> = Table::new("layers.blo
 pub(crate) const CHAINS: Table<str, ()> = Table::new("layers.chains");
 /// `<tree>/<layer>`: which layers a tree belongs to.
 pub(crate) const TREES: Table<str, ()> = Table::new("layers.trees");
+/// Disk use of a tree, once measured.
+pub(crate) const SIZES: Table<str, Json<Size>> = Table::new("layers.sizes");
+/// `<owner>/<borrower>`: trees that have inodes which were made in another one. The owner may be gone.
+pub(crate) const LOANS: Table<str, ()> = Table::new("layers.loans");
 /// `<key>\0<layer>`: mutable trees by key.
 pub(crate) const CELLS: Table<str, ()> = Table::new("layers.cells");
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,9 +60,22 @@ pub(crate) struct Record {
     pub chain_id: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blob_chain_id: Option<Digest>,
-    /// Disk use of the tree in bytes, once measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
+    /// How long it took to make, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cost: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// In bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Size {
+    pub bytes: u64,
+    /// Of files that other trees have, too, and that are counted there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shared: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

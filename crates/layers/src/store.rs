@@ -9,7 +9,9 @@ use oci::{Digest, Timestamp};
 use snapshot::TreeId;
 use tokio::sync::Semaphore;
 
+use crate::account::Account;
 use crate::budget::Budget;
+use crate::ceiling::Ceiling;
 use crate::error::{Error, Result};
 use crate::flight::Flights;
 use crate::node::{Flat, Kind, Layer, Node, State};
@@ -38,6 +40,9 @@ pub(crate) struct Shared {
     pub budget: Budget,
     pub cells: crate::cell::Guards,
     pub pruning: Mutex<()>,
+    pub account: Account,
+    pub ceiling: Ceiling,
+    pub due: crate::maintain::Due,
     /// Trees with lower ids were there before this process.
     pub opened: TreeId,
 }
@@ -68,6 +73,9 @@ impl Layers {
             budget: Budget::for_this_machine(),
             cells: crate::cell::Guards::default(),
             pruning: Mutex::default(),
+            account: Account::default(),
+            ceiling: Ceiling::default(),
+            due: crate::maintain::Due::default(),
         }));
         layers.drop_doubtful(&doubtful)?;
         Ok(layers)
@@ -140,7 +148,7 @@ impl Layers {
         let tree_lost = record.tree.is_some_and(|tree| !self.0.trees.contains(&tree));
         if tree_lost && !record.blobs.is_empty() && matches!(record.kind, KindRecord::Layer { .. }) {
             tracing::warn!(layer = %id, "the files of a layer are gone; they will be unpacked again");
-            (record.tree, record.size) = (None, None);
+            record.tree = None;
         }
         let (Some(kind), false) = (kind, record.tree.is_some() && tree_lost) else {
             tracing::warn!(layer = %id, "a layer cannot be used any more; dropping its record");
@@ -165,7 +173,7 @@ impl Layers {
             diff_id: record.diff_id,
             chain_id: record.chain_id,
             blob_chain_id: record.blob_chain_id,
-            size: record.size,
+            cost: record.cost,
             source: None,
         };
         let properties = Properties { description: record.description, record_type: record.record_type };
@@ -207,6 +215,7 @@ impl Layers {
             self.0.watermark.note(&mut batch, node.id.as_str().as_bytes());
         }
         self.0.db.submit(batch);
+        self.0.account.queue(node.state().trees());
         node
     }
 
@@ -235,8 +244,9 @@ impl Layers {
         let outcome = change(&mut state);
         let mut batch = Batch::new();
         self.write(&mut batch, node, &state);
-        if before.into_iter().ne(state.trees()) {
+        if before.iter().copied().ne(state.trees()) {
             self.0.watermark.note(&mut batch, node.id.as_str().as_bytes());
+            self.0.account.queue(state.trees().filter(|tree| !before.contains(tree)));
         }
         // Submitted under the lock of the state, so that records follow each other in the order of the changes.
         self.0.db.submit(batch);
@@ -279,6 +289,7 @@ impl Layers {
             batch.delete(&TREES, pair(tree, id).as_str());
             let owners = read.prefix(&TREES, format!("{tree}/").as_bytes())?;
             if owners.iter().all(|(key, ())| *key == pair(tree, id)) {
+                self.write_off(batch, tree)?;
                 freed.push(*tree);
             }
         }
@@ -306,7 +317,7 @@ impl Layers {
     }
 
     /// Called when the last handle of a layer goes: that was a use.
-    pub(crate) fn used(&self, id: &LayerId) {
+    pub(crate) fn note_use(&self, id: &LayerId) {
         let mut uses = self.0.uses.lock().expect("no holder of the lock panics");
         let entry = uses.entry(*id).or_default();
         entry.count += 1;

@@ -1,6 +1,7 @@
-use std::collections::{HashMap, HashSet};
+//! What is there, as users see it.
+use std::collections::HashSet;
 use std::sync::Weak;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fault::Fault;
 use kv::Json;
@@ -8,7 +9,8 @@ use oci::Timestamp;
 use patterns::Filters;
 
 use crate::LayerId;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::inventory::distinct;
 use crate::node::Node;
 use crate::record::{KindRecord, RECORDS, Record, USES, Uses};
 use crate::store::Layers;
@@ -24,6 +26,8 @@ pub struct UsageRecord {
     pub in_use: bool,
     /// Own disk use in bytes, blobs included; 0 for a cell in use, which may be changing.
     pub size: u64,
+    /// Bytes that it has in common with other records and that are counted there.
+    pub deduplicated: u64,
     pub created_at: Timestamp,
     pub last_used_at: Option<Timestamp>,
     pub usage_count: u64,
@@ -42,45 +46,39 @@ pub struct UsageQuery {
     pub age_limit: Option<Duration>,
 }
 
-/// All records at one moment.
-pub(crate) struct Inventory {
-    pub records: HashMap<LayerId, Record>,
-    pub uses: HashMap<LayerId, Uses>,
-    pub in_use: HashSet<LayerId>,
-}
-
 impl Layers {
     /// Lists layers and cells. Measures those whose size is not known yet, so it blocks.
     pub fn usage(&self, query: &UsageQuery) -> fault::Result<Vec<UsageRecord>> {
         let filters = parse(&query.filters)?;
-        let inventory = self.inventory()?;
+        self.measure_queued()?;
+        self.write_uses()?;
+        let (in_use, now) = (self.in_use(), SystemTime::now());
+        let read = self.0.db.read()?;
+        // A tree or a blob that several layers have is counted at the first.
+        let mut counted: HashSet<String> = HashSet::new();
         let mut list = Vec::new();
-        for (id, record) in &inventory.records {
-            let mut usage = inventory.describe(id, record);
-            if !matches(&filters, &usage) || query.age_limit.is_some_and(|limit| usage.used_within(limit)) {
-                continue;
+        for (key, Json(record)) in read.all(&RECORDS)? {
+            let Ok(id) = key.parse::<LayerId>() else { continue };
+            let used = self.uses_of(&id)?;
+            let mut usage = describe(&id, &record, used, in_use.contains(&id));
+            (usage.size, usage.deduplicated) = self.size_of(&record, &mut counted)?;
+            if usage.mutable && usage.in_use {
+                usage.size = 0;
             }
-            if !(usage.mutable && usage.in_use) {
-                usage.size = self.size_of(id, record)?;
+            if matches(&filters, &usage) && !query.age_limit.is_some_and(|limit| used_within(usage.last_used_at, limit, now)) {
+                list.push(usage);
             }
-            list.push(usage);
         }
         list.sort_by_key(|usage| (usage.created_at, usage.id));
         Ok(list)
     }
 
-    pub(crate) fn inventory(&self) -> Result<Inventory> {
-        self.write_uses()?;
-        let read = self.0.db.read()?;
-        let id = |text: String| text.parse::<LayerId>().ok();
-        let records = read.all(&RECORDS)?.into_iter().filter_map(|(key, Json(record))| Some((id(key)?, record)));
-        let uses = read.all(&USES)?.into_iter().filter_map(|(key, Json(uses))| Some((id(key)?, uses)));
-        let (records, uses) = (records.collect(), uses.collect());
-        Ok(Inventory { in_use: self.in_use(), records, uses })
+    pub(crate) fn uses_of(&self, id: &LayerId) -> Result<Uses> {
+        Ok(self.0.db.get(&USES, id.as_str())?.map_or(Uses::default(), |Json(uses)| uses))
     }
 
     /// What handles keep, with all below it.
-    fn in_use(&self) -> HashSet<LayerId> {
+    pub(crate) fn in_use(&self) -> HashSet<LayerId> {
         // The nodes are dropped after the lock: they take it when they go.
         let nodes: Vec<_> = self.live().values().filter_map(Weak::upgrade).collect();
         let mut used = HashSet::new();
@@ -93,74 +91,45 @@ impl Layers {
         used
     }
 
-    /// Disk use of a layer's tree and of its blobs that are here. Measured once.
-    pub(crate) fn size_of(&self, id: &LayerId, record: &Record) -> Result<u64> {
-        let tree = match (record.size, record.tree) {
-            (Some(size), _) => size,
-            (None, None) => 0,
-            (None, Some(tree)) => match self.0.trees.usage(&tree) {
-                Ok(usage) => {
-                    self.remember_size(id, record, usage.bytes)?;
-                    usage.bytes
-                }
-                // Pruned meanwhile.
-                Err(snapshot::Error::NoTree { .. }) => 0,
-                Err(error) => return Err(error.into()),
-            },
-        };
-        let blobs = record.blobs.iter().map(|blob| Ok(self.0.content.has(&blob.digest)?.unwrap_or(0)));
-        Ok(tree + blobs.sum::<Result<u64>>()?)
-    }
-
-    fn remember_size(&self, id: &LayerId, measured: &Record, size: u64) -> Result<()> {
-        // Bound first: the last reference to a node must not go while the lock is held.
-        let node = self.live().get(id).and_then(Weak::upgrade);
-        if let Some(node) = node {
-            // A cell in use may have been changing.
-            let mut state = node.state();
-            if state.tree == measured.tree && !matches!(measured.kind, KindRecord::Cell { .. }) {
-                state.size = Some(size);
-            }
+    /// Disk use of a layer's trees and of its blobs that are here, and what of them is counted elsewhere.
+    fn size_of(&self, record: &Record, counted: &mut HashSet<String>) -> Result<(u64, u64)> {
+        let (mut own, mut elsewhere) = (0, 0);
+        for tree in distinct(record) {
+            let size = self.size_of_tree(&tree)?;
+            let first = counted.insert(tree.to_string());
+            own += if first { size.bytes } else { 0 };
+            elsewhere += size.shared + if first { 0 } else { size.bytes };
         }
-        self.0.db.update(|tx| {
-            if let Some(Json(mut record)) = tx.get(&RECORDS, id.as_str())?
-                && record.tree == measured.tree
-                && record.size.is_none()
-            {
-                record.size = Some(size);
-                tx.put(&RECORDS, id.as_str(), &Json(record));
-            }
-            Ok::<_, Error>(())
-        })
+        for blob in &record.blobs {
+            let Some(bytes) = self.content().has(&blob.digest)? else { continue };
+            let bytes = content::on_disk(bytes);
+            if counted.insert(blob.digest.to_string()) { own += bytes } else { elsewhere += bytes }
+        }
+        Ok((own, elsewhere))
     }
 }
 
-impl Inventory {
-    /// With size 0: that has to be asked for.
-    pub fn describe(&self, id: &LayerId, record: &Record) -> UsageRecord {
-        let uses = self.uses.get(id).copied().unwrap_or_default();
-        UsageRecord {
-            id: *id,
-            parents: record.kind.parents(),
-            mutable: matches!(record.kind, KindRecord::Cell { .. }),
-            in_use: self.in_use.contains(id),
-            size: 0,
-            created_at: record.created,
-            last_used_at: uses.last,
-            usage_count: uses.count,
-            description: record.description.clone(),
-            record_type: if record.record_type.is_empty() { "regular".into() } else { record.record_type.clone() },
-            shared: false,
-        }
+/// With sizes of 0: they have to be asked for.
+pub(crate) fn describe(id: &LayerId, record: &Record, uses: Uses, in_use: bool) -> UsageRecord {
+    UsageRecord {
+        id: *id,
+        parents: record.kind.parents(),
+        mutable: matches!(record.kind, KindRecord::Cell { .. }),
+        in_use,
+        size: 0,
+        deduplicated: 0,
+        created_at: record.created,
+        last_used_at: uses.last,
+        usage_count: uses.count,
+        description: record.description.clone(),
+        record_type: if record.record_type.is_empty() { "regular".into() } else { record.record_type.clone() },
+        shared: false,
     }
 }
 
-impl UsageRecord {
-    /// What was never used was not.
-    pub(crate) fn used_within(&self, limit: Duration) -> bool {
-        let now = std::time::SystemTime::now();
-        self.last_used_at.is_some_and(|used| now.checked_sub(limit).is_some_and(|cut| used > Timestamp::from(cut)))
-    }
+/// What was never used was not.
+pub(crate) fn used_within(last: Option<Timestamp>, limit: Duration, now: SystemTime) -> bool {
+    last.is_some_and(|used| now.checked_sub(limit).is_some_and(|cut| used > Timestamp::from(cut)))
 }
 
 pub(crate) fn parse(filters: &[String]) -> Result<Filters, Fault> {

@@ -144,7 +144,6 @@ async fn a_pruned_layer_takes_its_blobs_with_it() {
     let gone = prune(&layers, Rule { all: true, ..Rule::default() }).await;
     assert_eq!(gone, ["pulled from example.com/image"]);
     assert!(!layers.content().is_pinned(&blob).unwrap());
-    assert!(layers.content().sweep(Duration::ZERO).unwrap() > 0);
     assert!(layers.content().has(&blob).unwrap().is_none());
 }
 

@@ -55,6 +55,11 @@ impl Loans {
         self.list.binary_search_by_key(&ino, |loan| loan.ino).ok().map(|at| &self.list[at])
     }
 
+    /// The trees that the inodes were made in, each once.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = TreeId> {
+        self.owners.iter().map(|number| TreeId::encode(*number))
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Loan> {
         self.list.iter()
     }

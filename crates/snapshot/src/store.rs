@@ -171,7 +171,7 @@ impl Store {
         self.0.trash.throw(&path)
     }
 
-    /// Disk use of a tree or a kept draft, by a walk. Of an inode that is in several trees, the tree where it was made has all of it; once
+    /// Disk use of a tree or a kept draft with all that is kept for it, by a walk. Of an inode that is in several trees, the tree where it was made has all of it; once
     /// that is gone, those that are left share it evenly.
     pub fn usage(&self, id: &TreeId) -> Result<Usage> {
         let path = self.existing(id)?;
@@ -180,11 +180,29 @@ impl Store {
         for loan in loans.iter() {
             owners.entry(loan.owner).or_insert_with(|| self.dir_of(&TreeId::encode(loan.owner)).exists());
         }
-        usage::measure(&path.join("fs"), |ino| match loans.get(ino).map(|loan| owners[&loan.owner]) {
+        usage::measure(&path, |ino| match loans.get(ino).map(|loan| owners[&loan.owner]) {
             None => Share::Own,
             Some(true) => Share::Lent,
             Some(false) => Share::Orphan,
         })
+    }
+
+    /// The trees, gone ones among them, that inodes of this one were made in.
+    pub fn owners(&self, id: &TreeId) -> Result<Vec<TreeId>> {
+        Ok(self.0.ledger.of(*id, &self.existing(id)?)?.owners().collect())
+    }
+
+    /// Bytes on disk of the drafts that are being written and of what waits for its deletion, by a walk.
+    pub fn in_flight(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for dir in ["drafts", "trash"] {
+            let path = self.0.root.join(dir);
+            for entry in fs::read_dir(&path).map_err(Error::io("read", &path))?.flatten() {
+                // What goes meanwhile takes nothing.
+                bytes += usage::measure(&entry.path(), |_| Share::Lent).map_or(0, |usage| usage.bytes);
+            }
+        }
+        Ok(bytes)
     }
 
     /// The directory with a tree's own files, as an overlay upper directory has them. Never to be written to.

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::{Error, Result, TreeId};
@@ -14,7 +14,7 @@ use crate::{Error, Result, TreeId};
 pub(crate) struct Trash {
     path: PathBuf,
     wake: Option<Box<dyn Fn() + Send + Sync>>,
-    emptying: AtomicBool,
+    emptying: Mutex<()>,
 }
 
 impl std::fmt::Debug for Trash {
@@ -25,7 +25,7 @@ impl std::fmt::Debug for Trash {
 
 impl Trash {
     pub(crate) fn new(path: PathBuf, wake: Option<Box<dyn Fn() + Send + Sync>>) -> Self {
-        Self { path, wake, emptying: AtomicBool::new(false) }
+        Self { path, wake, emptying: Mutex::default() }
     }
 
     /// Moves `victim` out of the way, whatever its old name.
@@ -37,18 +37,10 @@ impl Trash {
         Ok(())
     }
 
-    /// Deletes what is in the trash now and returns how many trees that was; 0 if another thread is at it.
+    /// Deletes what is in the trash now and returns how many trees that was. A second thread waits for the first, which may have done it all.
     pub(crate) fn empty(&self) -> Result<usize> {
-        if self.emptying.swap(true, Ordering::Acquire) {
-            return Ok(0);
-        }
-        let outcome = self.empty_alone();
-        self.emptying.store(false, Ordering::Release);
-        outcome
-    }
-
-    /// One that cannot be deleted does not keep the others.
-    fn empty_alone(&self) -> Result<usize> {
+        let _alone = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that cannot be deleted does not keep the others.
         let (mut count, mut failure) = (0, None);
         for entry in fs::read_dir(&self.path).map_err(Error::io("read", &self.path))? {
             let path = entry.map_err(Error::io("read", &self.path))?.path();

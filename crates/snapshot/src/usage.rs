@@ -13,6 +13,8 @@ pub struct Usage {
     /// Allocated blocks, in bytes.
     pub bytes: u64,
     pub inodes: u64,
+    /// Bytes of files that are here by name and counted elsewhere, because other trees have them, too.
+    pub shared: u64,
 }
 
 /// Who counts the blocks of an inode with names in several trees.
@@ -33,9 +35,11 @@ pub(crate) fn measure(root: &Path, share: impl Fn(u64) -> Share) -> Result<Usage
     let mut pending = vec![root.to_owned()];
     add(&mut usage, &fs::symlink_metadata(root).map_err(Error::io("measure", root))?);
     while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(&dir).map_err(Error::io("measure", &dir))? {
+        // What goes during the walk, as drafts do, takes nothing.
+        let Some(entries) = present(fs::read_dir(&dir)).map_err(Error::io("measure", &dir))? else { continue };
+        for entry in entries {
             let entry = entry.map_err(Error::io("measure", &dir))?;
-            let metadata = entry.metadata().map_err(Error::io("measure", &dir))?;
+            let Some(metadata) = present(entry.metadata()).map_err(Error::io("measure", &dir))? else { continue };
             if metadata.is_dir() {
                 pending.push(entry.path());
             } else if metadata.nlink() > 1 {
@@ -44,9 +48,14 @@ pub(crate) fn measure(root: &Path, share: impl Fn(u64) -> Share) -> Result<Usage
                 }
                 match share(metadata.ino()) {
                     Share::Own => {}
-                    Share::Lent => continue,
+                    Share::Lent => {
+                        usage.shared += metadata.blocks() * 512;
+                        continue;
+                    }
                     Share::Orphan => {
-                        usage.bytes += metadata.blocks() * 512 / metadata.nlink();
+                        let own = metadata.blocks() * 512 / metadata.nlink();
+                        usage.bytes += own;
+                        usage.shared += metadata.blocks() * 512 - own;
                         continue;
                     }
                 }
@@ -55,6 +64,13 @@ pub(crate) fn measure(root: &Path, share: impl Fn(u64) -> Share) -> Result<Usage
         }
     }
     Ok(usage)
+}
+
+fn present<T>(found: std::io::Result<T>) -> std::io::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn add(usage: &mut Usage, metadata: &fs::Metadata) {

@@ -1,15 +1,21 @@
 //! What a worker does beside builds.
-use layers::Layers;
+use std::sync::Arc;
+
+use cache::Index;
+use layers::{Housekeeping, Layers, Rule};
 use task::Cancel;
 
-/// Upkeep of the layers; ends when dropped.
+/// Upkeep of the layers, and of the limits that they have to keep; ends when dropped.
 pub struct Background(Cancel);
 
 impl Background {
-    pub fn start(layers: Layers) -> Self {
+    pub fn start(layers: Layers, index: Index, rules: Vec<Rule>) -> Self {
         let cancel = Cancel::new();
+        let (child, upkeep) = (cancel.child(), layers.clone());
+        task::spawn("upkeep", async move { upkeep.maintain(&child).await });
+        let housekeeping = Housekeeping { rules, deleted: Arc::new(move |id| index.forget([id.as_str()])) };
         let child = cancel.child();
-        task::spawn("upkeep", async move { layers.maintain(&child).await });
+        task::spawn("housekeeping", async move { layers.keep_house(housekeeping, &child).await });
         Self(cancel)
     }
 }

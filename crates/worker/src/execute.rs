@@ -4,7 +4,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use engine::{CacheMap, Context, Execute, InputMap};
 use fault::{Fault, Kind, Result};
-use layers::{Draft, Layer, LayerId, Layers, Properties};
+use layers::{Draft, Layer, LayerId, Layers, Properties, Room};
 use llb::{Op, Vertex, cache_key};
 use oci::{Digest, Platform};
 use ops::exec::{Exec, Request};
@@ -40,7 +40,11 @@ impl Execute for Steps {
     }
 
     async fn run(&self, vertex: &Arc<Vertex>, inputs: Vec<Option<Layer>>, context: &Context) -> Result<Vec<Option<Layer>>> {
-        self.outputs(vertex, inputs, context).await.map_err(|fault| Remains::of_step(vertex, fault))
+        let outcome = match self.room(vertex, context).await {
+            Ok(_room) => self.outputs(vertex, inputs, context).await,
+            Err(fault) => Err(fault),
+        };
+        outcome.map_err(|fault| Remains::of_step(vertex, fault))
     }
 
     fn load(&self, id: &LayerId) -> Option<Layer> {
@@ -58,6 +62,14 @@ impl Execute for Steps {
 }
 
 impl Steps {
+    /// What writes waits until the store is below its ceiling.
+    async fn room(&self, vertex: &Vertex, context: &Context) -> Result<Option<Room>> {
+        if !self.is_limited(vertex) {
+            return Ok(None);
+        }
+        self.layers.room(&context.cancel).await.map(Some)
+    }
+
     async fn key(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
         if let Op::Source(op) = &vertex.op {
             let key = self.sources.cache_key(vertex, op, index, &source_context(context)).await?;

@@ -8,7 +8,7 @@ use cache::{Caches, Index};
 use engine::{Engine, Options};
 use export::Exporters;
 use fault::{Context as _, Fault, Kind};
-use layers::Layers;
+use layers::{Layers, Rule};
 use oci::Platform;
 use ops::exec::{Exec, LogLimits};
 use snapshot::Backend;
@@ -47,6 +47,10 @@ pub struct Settings {
     pub program_path: std::ffi::OsString,
     /// `HTTPS_PROXY` and the like, for those programs.
     pub proxy: Vec<(String, String)>,
+    /// What the build cache may keep; applied in this order.
+    pub gc_rules: Vec<Rule>,
+    /// Bytes that the store never exceeds, one running step's writes excepted; 0 is no ceiling.
+    pub ceiling: u64,
 }
 
 /// What a worker tells of itself.
@@ -70,6 +74,7 @@ pub struct Worker {
     exec: Arc<Exec>,
     engine: Engine,
     index: Index,
+    gc_rules: Vec<Rule>,
     _background: Background,
 }
 
@@ -99,13 +104,15 @@ impl Worker {
         let exec = Arc::new(exec);
         let steps = Steps { layers: layers.clone(), sources: sources.clone(), exec: exec.clone(), host: Platform::host() };
         let index = Index::new(db);
+        layers.set_ceiling(settings.ceiling);
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
         Ok(Self {
             labels: labels(settings.labels, snapshotter, settings.hostname),
             platforms: Mutex::new((Instant::now(), found)),
             platforms_max_age: settings.platforms_max_age,
             id,
-            _background: Background::start(layers.clone()),
+            _background: Background::start(layers.clone(), index.clone(), settings.gc_rules.clone()),
+            gc_rules: settings.gc_rules,
             layers,
             content,
             sources,
@@ -127,6 +134,11 @@ impl Worker {
 
     pub fn layers(&self) -> &Layers {
         &self.layers
+    }
+
+    /// What the build cache may keep.
+    pub fn gc_rules(&self) -> &[Rule] {
+        &self.gc_rules
     }
 
     pub fn content(&self) -> &content::Store {

@@ -7,6 +7,7 @@ use registry::{Host, Keypair, Proxy};
 use serde::Deserialize;
 
 use super::flags::Flags;
+use super::gc::{self, Limits, PolicyTable, Space};
 use super::logging::Log;
 use super::tls::Tls;
 
@@ -120,11 +121,33 @@ struct WorkerTable {
     network_mode: Option<String>,
     #[serde(rename = "noProcessSandbox")]
     no_process_sandbox: bool,
+    gc: Option<bool>,
+    gckeepstorage: Space,
+    #[serde(rename = "reservedSpace")]
+    reserved_space: Space,
+    #[serde(rename = "maxUsedSpace")]
+    max_used_space: Space,
+    #[serde(rename = "minFreeSpace")]
+    min_free_space: Space,
+    gcpolicy: Vec<PolicyTable>,
+    /// kiln's own.
+    #[serde(rename = "spaceCeiling")]
+    space_ceiling: Space,
+}
+
+impl WorkerTable {
+    fn gc_rules(&self, flags: &Flags, root: &Path) -> Vec<layers::Rule> {
+        if !flags.oci_gc.or(self.gc).unwrap_or(true) {
+            return Vec::new();
+        }
+        let table = Limits { reserved: self.reserved_space, free: self.min_free_space, most: self.max_used_space };
+        gc::rules(&self.gcpolicy, flags.oci_gc_limits.unwrap_or(table), self.gckeepstorage, gc::disk_size(root))
+    }
 }
 
 /// A duration: Go's notation, or a number of seconds, bare or quoted.
 #[derive(Debug, Clone, Copy)]
-struct Seconds(Duration);
+pub struct Seconds(pub Duration);
 
 impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -196,6 +219,9 @@ pub struct Config {
     pub program_path: std::ffi::OsString,
     /// The proxies, as such programs know them.
     pub program_proxy: Vec<(String, String)>,
+    pub gc_rules: Vec<layers::Rule>,
+    /// In bytes; 0 is none.
+    pub ceiling: u64,
     /// To be logged once the log runs.
     pub warnings: Vec<String>,
 }
@@ -207,6 +233,9 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         warnings.push(format!("flag --{flag} has no effect in this version of kiln"));
     }
     let oci = file.worker.oci;
+    let root = absolute(flags.root.clone().or(file.root).unwrap_or(paths.root))?;
+    let gc_rules = oci.gc_rules(&flags, &root);
+    let ceiling = flags.oci_gc_ceiling.unwrap_or(oci.space_ceiling).bytes(gc::disk_size(&root));
     if flags.oci_worker.as_deref() == Some("false") || oci.enabled == Some(false) {
         return Err("no worker found, rebuild the buildkit daemon?".into());
     }
@@ -265,7 +294,9 @@ pub fn load(flags: Flags) -> Result<Config, String> {
     let group = flags.group.map(|name| group_id(&name)).transpose()?;
     Ok(Config {
         log: Log { json, level },
-        root: absolute(flags.root.or(file.root).unwrap_or(paths.root))?,
+        gc_rules,
+        ceiling,
+        root,
         addresses,
         socket_owner: (file.grpc.uid, group.or(file.grpc.gid)),
         tls: Tls {
@@ -439,13 +470,13 @@ mod tests {
     #[test]
     fn unknown_keys_are_named_and_wrong_values_say_their_line() {
         let (file, warnings) = parse_text(
-            "root = '/r'\nnonsense = 1\n[worker.oci]\ngckeepstorage = 9000\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n",
+            "root = '/r'\nnonsense = 1\n[worker.oci]\nbridgeName = 'b'\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n",
         )
         .unwrap();
         assert_eq!(file.root.as_deref(), Some(Path::new("/r")));
         assert_eq!(file.registry["a.example"].http, Some(true));
         assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert!(warnings[0].contains("nonsense") && warnings[1].contains("worker.oci.gckeepstorage"), "{warnings:?}");
+        assert!(warnings[0].contains("nonsense") && warnings[1].contains("worker.oci.bridgeName"), "{warnings:?}");
         let error = parse_text("root = '/r'\n\n[grpc]\nuid = 'many'\n").unwrap_err();
         assert!(error.contains("line 4"), "{error}");
     }

@@ -3,6 +3,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::gc::{Limits, Space};
+
 /// `None` and empty lists mean "not given".
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Flags {
@@ -27,6 +29,10 @@ pub struct Flags {
     pub oci_binary: Option<PathBuf>,
     pub oci_max_parallelism: Option<usize>,
     pub oci_no_process_sandbox: bool,
+    pub oci_gc: Option<bool>,
+    pub oci_gc_limits: Option<Limits>,
+    /// kiln's own: see docs/operating.md.
+    pub oci_gc_ceiling: Option<Space>,
     /// kiln's own: how long running builds may go on after SIGTERM.
     pub grace_period: Option<Duration>,
     /// kiln's own: end after so long without a client.
@@ -42,7 +48,7 @@ pub enum Parsed {
 }
 
 /// Flags with a value that buildkitd knows and this version does nothing with.
-const WITHOUT_EFFECT: [&str; 33] = [
+const WITHOUT_EFFECT: [&str; 32] = [
     "debugaddr",
     "otel-socket-path",
     "cdi-spec-dir",
@@ -57,7 +63,6 @@ const WITHOUT_EFFECT: [&str; 33] = [
     "oci-cni-binary-dir",
     "oci-cni-pool-size",
     "oci-worker-apparmor-profile",
-    "oci-worker-gc-keepstorage",
     "containerd-worker-addr",
     "containerd-worker-labels",
     "containerd-worker-platform",
@@ -79,11 +84,10 @@ const WITHOUT_EFFECT: [&str; 33] = [
 ];
 
 /// Switches of that kind.
-const SWITCHES_WITHOUT_EFFECT: [&str; 8] = [
+const SWITCHES_WITHOUT_EFFECT: [&str; 7] = [
     "proxy-network",
     "cdi-disabled",
     "save-cache-debug",
-    "oci-worker-gc",
     "oci-worker-selinux",
     "oci-worker-rootless",
     "containerd-worker-gc",
@@ -130,6 +134,7 @@ impl Flags {
             "debug" => self.debug = on,
             "trace" => self.trace = on,
             "rootless" => self.rootless = Some(on),
+            "oci-worker-gc" => self.oci_gc = Some(on),
             "oci-worker-no-process-sandbox" => self.oci_no_process_sandbox = on,
             _ if SWITCHES_WITHOUT_EFFECT.contains(&name) => self.ignored.push(name.to_owned()),
             _ => return Ok(false),
@@ -156,6 +161,11 @@ impl Flags {
             "oci-worker-net" => self.oci_net = Some(value),
             "oci-worker-binary" => self.oci_binary = Some(value.into()),
             "oci-max-parallelism" => self.oci_max_parallelism = Some(number(name, &value)?),
+            "oci-worker-gc-keepstorage" => self.oci_gc_limits = Some(Limits::parse(&value)?),
+            "oci-worker-gc-ceiling" => {
+                let space = Space::parse(&value).ok_or_else(|| format!("invalid disk space {value}"))?;
+                self.oci_gc_ceiling = Some(space);
+            }
             "grace-period" => self.grace_period = Some(Duration::from_secs(number(name, &value)?)),
             "idle-exit" => self.idle_exit = Some(Duration::from_secs(number(name, &value)?)),
             _ if WITHOUT_EFFECT.contains(&name) => self.ignored.push(name.to_owned()),
@@ -185,6 +195,11 @@ pub fn usage(program: &str) -> String {
   --oci-worker-binary FILE   runc, crun or another OCI runtime in the place of the built-in sandbox
   --oci-worker-snapshotter auto|overlayfs|native
   --oci-worker-platform OS/ARCH, --oci-worker-labels K=V, --oci-max-parallelism N
+  --oci-worker-gc=false      no garbage collection (default on)
+  --oci-worker-gc-keepstorage MB[,FREE_MB[,MAX_MB]]
+                             what the build cache may keep, must leave free, may take at most
+  --oci-worker-gc-ceiling SIZE
+                             never more on disk than this, also while builds run: 50GB, 60%
   --grace-period SECONDS     how long builds may go on after SIGTERM (default 20)
   --version, --help"
     )
@@ -217,7 +232,8 @@ mod tests {
         assert_eq!(flags.addr, ["unix:///a", "tcp://b:1"]);
         assert_eq!(flags.root.as_deref(), Some(std::path::Path::new("/r")));
         assert!(flags.debug);
-        assert_eq!(flags.ignored, ["oci-worker-gc", "containerd-worker"]);
+        assert_eq!(flags.oci_gc, Some(false));
+        assert_eq!(flags.ignored, ["containerd-worker"]);
         assert!(parse(&["--nonsense", "x"]).unwrap_err().contains("nonsense"));
         assert!(parse(&["--root"]).unwrap_err().contains("needs an argument"));
     }

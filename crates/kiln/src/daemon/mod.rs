@@ -1,6 +1,7 @@
 //! The daemon: flags and config to a running server, and its orderly end.
 mod config;
 mod flags;
+mod gc;
 mod listen;
 mod logging;
 mod notify;

@@ -77,6 +77,8 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         platforms_max_age: config.platforms_max_age,
         parallelism: config.parallelism,
         log_limits: config.log_limits,
+        gc_rules: config.gc_rules,
+        ceiling: config.ceiling,
         hostname: hostname(),
         program_path: config.program_path,
         proxy: config.program_proxy,
