@@ -86,7 +86,18 @@ impl Store {
         let directory = File::open(root).map_err(|source| OpenError::Directory { path: root.into(), source })?;
         let (watermark, doubtful) = Watermark::open(&db, "content", boot_id)?;
         let (held, running) = (Arc::default(), Mutex::default());
-        let store = Self(Arc::new(Shared { blobs, partials, directory, db, watermark, held, running, once: AtomicU64::new(0), used: AtomicI64::new(0), added_up: OnceLock::new() }));
+        let store = Self(Arc::new(Shared {
+            blobs,
+            partials,
+            directory,
+            db,
+            watermark,
+            held,
+            running,
+            once: AtomicU64::new(0),
+            used: AtomicI64::new(0),
+            added_up: OnceLock::new(),
+        }));
         store.drop_doubtful(doubtful)?;
         Ok(store)
     }

@@ -43,7 +43,15 @@ impl Layers {
     pub fn draft(&self, parent: Option<&Layer>, properties: Properties) -> Result<Draft> {
         let stack = parent.map_or(Ok(Vec::new()), |parent| crate::flatten::shallow(&parent.0))?;
         let tree = self.0.trees.create()?;
-        Ok(Draft { home: self.clone(), parent: parent.cloned(), tree, stack, properties, mounted: AtomicBool::new(false), begun: Instant::now() })
+        Ok(Draft {
+            home: self.clone(),
+            parent: parent.cloned(),
+            tree,
+            stack,
+            properties,
+            mounted: AtomicBool::new(false),
+            begun: Instant::now(),
+        })
     }
 }
 

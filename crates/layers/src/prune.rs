@@ -9,10 +9,10 @@ use snapshot::TreeId;
 use crate::LayerId;
 use crate::error::{Error, Result};
 use crate::inventory::{Inventory, Item};
+use crate::rank;
 use crate::record::{CHILDREN, RECORDS};
 use crate::store::Layers;
 use crate::usage::{self, UsageRecord};
-use crate::rank;
 
 /// What to delete and how much to keep. Sizes in bytes; 0 is no limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

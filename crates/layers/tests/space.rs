@@ -39,7 +39,9 @@ fn disk_use(root: &Path) -> u64 {
 }
 
 fn files_of(home: &Home) -> u64 {
-    disk_use(&home.dir.path().join("trees/trees")) + disk_use(&home.dir.path().join("trees/cells")) + disk_use(&home.dir.path().join("content/blobs"))
+    disk_use(&home.dir.path().join("trees/trees"))
+        + disk_use(&home.dir.path().join("trees/cells"))
+        + disk_use(&home.dir.path().join("content/blobs"))
 }
 
 /// Within two parts of a hundred, and the directories of the store itself.

@@ -94,7 +94,7 @@ fn drafts_go_away_unless_kept() {
     assert_eq!(fs::read_to_string(store.reopen(&kept).unwrap().fs().join("cached")).unwrap(), "x");
 
     assert!(store.usage(&tree).unwrap().bytes > 0);
-    assert_eq!(store.usage(&tree).unwrap().inodes, 2);
+    assert_eq!(store.usage(&tree).unwrap().inodes, 3);
     store.remove(&tree).unwrap();
     assert!(store.usage(&tree).is_err());
     assert!(store.empty_trash().unwrap() >= 1);
