@@ -65,8 +65,8 @@ pub(crate) struct Record {
     pub cost: u64,
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// In bytes.
@@ -97,10 +97,6 @@ pub(crate) enum KindRecord {
         key: String,
         base: Option<LayerId>,
     },
-}
-
-fn is_zero(count: &usize) -> bool {
-    *count == 0
 }
 
 impl Record {
