@@ -3,7 +3,7 @@ use std::sync::{Arc, RwLock};
 
 use solver::{CacheId, KeyId, Link, Record, Target};
 
-use crate::{Entry, Import, Index, KeyStore};
+use crate::{Entry, Import, Index, KeyStore, Origin};
 
 /// The local index and the caches that builds brought with them. Clones are the same.
 #[derive(Clone)]
@@ -65,6 +65,19 @@ impl Caches {
             }
         }
         targets
+    }
+
+    /// What leads to a key, as the local index and the named caches know it.
+    pub fn origins(&self, caches: &BTreeSet<CacheId>, key: &KeyId) -> Vec<Origin> {
+        let mut origins = self.local.origins(key);
+        for (_, store) in self.named(caches) {
+            for origin in store.origins(key) {
+                if !origins.contains(&origin) {
+                    origins.push(origin);
+                }
+            }
+        }
+        origins
     }
 
     /// The results of a key. `exists` says whether a result of the local index is still there.

@@ -2,7 +2,7 @@ use kv::{Db, Table};
 use solver::{KeyId, Link};
 
 use crate::tables::{self, BACKLINKS, KEYS, LINKS, RESULTS};
-use crate::{Entry, KeyStore};
+use crate::{Entry, KeyStore, Origin};
 
 /// The local cache's index. Clones are the same index.
 #[derive(Clone)]
@@ -84,8 +84,12 @@ impl KeyStore for Index {
         lines(&self.db, &RESULTS, &key.to_string()).lines().filter_map(tables::parse_entry).collect()
     }
 
-    fn backlinks(&self, key: &KeyId) -> Vec<(KeyId, Link)> {
-        lines(&self.db, &BACKLINKS, &key.to_string()).lines().filter_map(tables::parse_link).collect()
+    fn origins(&self, key: &KeyId) -> Vec<Origin> {
+        let origin = |(from, link): (KeyId, Link)| {
+            let record = KeyId::root(&link.digest, link.output).digest().clone();
+            Origin { from, input: link.input, selector: link.selector, record }
+        };
+        lines(&self.db, &BACKLINKS, &key.to_string()).lines().filter_map(tables::parse_link).map(origin).collect()
     }
 }
 

@@ -4,17 +4,19 @@
 //! (`solver`, `llb`), nor what a result is: here it is a name, empty for scratch. Whether the named thing still exists is for the caller to say.
 //!
 //! Start at [`Index`]. An imported cache is another [`KeyStore`] that can also make layers of its results, an [`Import`]; [`Caches`] asks all
-//! that a vertex may use.
+//! that a vertex may use. Caches that come from elsewhere, and go there, are in [`remote`].
 //!
 //! Invariants: no call waits for the disk to sync; looking up writes nothing, and neither does adding what is there already; keys that
 //! mean nothing outside their session are never stored; an index that cannot be read is an empty one.
 mod caches;
 mod index;
 mod prune;
+pub mod remote;
 mod tables;
 
 use async_trait::async_trait;
 use layers::Layer;
+use oci::Digest;
 use solver::{KeyId, Link};
 use task::Cancel;
 
@@ -29,8 +31,18 @@ pub trait KeyStore: Send + Sync {
     /// The results that a key has.
     fn results(&self, key: &KeyId) -> Vec<Entry>;
 
-    /// The links that lead to a key; none for keys that stand for themselves.
-    fn backlinks(&self, key: &KeyId) -> Vec<(KeyId, Link)>;
+    /// What leads to a key; nothing for keys that stand for themselves.
+    fn origins(&self, key: &KeyId) -> Vec<Origin>;
+}
+
+/// A link, seen from where it leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    pub from: KeyId,
+    pub input: u32,
+    pub selector: Option<Digest>,
+    /// The op's digest and output, in the form of a root key ([`KeyId::root`]).
+    pub record: Digest,
 }
 
 /// A cache that a build brought with it. It is read before it is asked: none of the questions of [`KeyStore`] may wait for a network.

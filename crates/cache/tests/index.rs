@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use cache::{Caches, Entry, Import, Index, KeyStore};
+use cache::{Caches, Entry, Import, Index, KeyStore, Origin};
 use kv::{Db, Options};
 use oci::Digest;
 use solver::{CacheId, KeyId, Link, Target};
@@ -45,7 +45,8 @@ fn links_and_results_survive_a_restart_and_lead_back() {
     assert_eq!(index.links(&key("a"), &Link { selector: None, ..selected.clone() }), [], "the selector is part of the link");
     let entry = |result: &str, created_at| Entry { result: result.into(), created_at };
     assert_eq!(index.results(&key("c")), [entry("layer1", 5), entry("", 7)]);
-    assert_eq!(index.backlinks(&key("c")), [(key("a"), selected)]);
+    let record = KeyId::root(&selected.digest, selected.output).digest().clone();
+    assert_eq!(index.origins(&key("c")), [Origin { from: key("a"), input: 1, selector: selected.selector, record }]);
     assert_eq!(index.keys_of("layer1"), [key("c")]);
 }
 
@@ -59,7 +60,7 @@ fn keys_of_a_session_are_not_stored() {
     assert_eq!(index.links(&random("s"), &link("run")), []);
     assert_eq!(index.links(&key("a"), &link("run")), []);
     assert_eq!(index.results(&random("s")), []);
-    assert_eq!(index.backlinks(&key("a")), []);
+    assert_eq!(index.origins(&key("a")), []);
 }
 
 /// All that the index stores, to see that nothing is left behind.
@@ -120,9 +121,15 @@ impl KeyStore for Imported {
     fn results(&self, key: &KeyId) -> Vec<Entry> {
         self.results.get(key).cloned().unwrap_or_default()
     }
-    fn backlinks(&self, key: &KeyId) -> Vec<(KeyId, Link)> {
+    fn origins(&self, key: &KeyId) -> Vec<Origin> {
         let leads = |(_, to): &(&(KeyId, Link), &Vec<KeyId>)| to.contains(key);
-        self.links.iter().filter(leads).map(|(from, _)| from.clone()).collect()
+        let origin = |((from, link), _): (&(KeyId, Link), _)| Origin {
+            from: from.clone(),
+            input: link.input,
+            selector: link.selector.clone(),
+            record: KeyId::root(&link.digest, link.output).digest().clone(),
+        };
+        self.links.iter().filter(leads).map(origin).collect()
     }
 }
 

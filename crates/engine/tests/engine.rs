@@ -338,7 +338,7 @@ impl cache::KeyStore for Imported {
         let is_ours = *key.digest() == oci::Digest::of("remote key");
         if is_ours { vec![cache::Entry { result: "7".into(), created_at: 1 }] } else { vec![] }
     }
-    fn backlinks(&self, _: &solver::KeyId) -> Vec<(solver::KeyId, solver::Link)> {
+    fn origins(&self, _: &solver::KeyId) -> Vec<cache::Origin> {
         vec![]
     }
 }

@@ -43,6 +43,11 @@ impl Layer {
         }
         Ok(chain.into_iter().map(|layer| choose(layer, compression)).collect::<Result<_>>()?)
     }
+
+    /// [`Layer::blobs`] as far as that takes no work: `None` if a blob is missing.
+    pub fn blobs_at_hand(&self, compression: Compression) -> Option<Vec<LayerBlob>> {
+        self.chain().into_iter().map(|layer| choose(layer, compression).ok()).collect()
+    }
 }
 
 fn encoding(kind: CompressionKind) -> LayerEncoding {

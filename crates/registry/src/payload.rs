@@ -10,9 +10,10 @@ use hyper::body::Frame;
 #[derive(Clone)]
 pub enum Payload {
     Bytes(Bytes),
-    /// Read from its start with positioned reads, whatever the file's own position.
+    /// `size` bytes from `offset` on, read with positioned reads, whatever the file's own position.
     File {
         file: Arc<File>,
+        offset: u64,
         size: u64,
     },
 }
@@ -40,12 +41,12 @@ impl Payload {
     pub(crate) fn body(&self, progress: Option<Progress>) -> Body {
         match self {
             Self::Bytes(bytes) => Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync(),
-            Self::File { file, size } => file_body(file.clone(), *size, progress),
+            Self::File { file, offset, size } => file_body(file.clone(), *offset, *size, progress),
         }
     }
 }
 
-fn file_body(file: Arc<File>, size: u64, progress: Option<Progress>) -> Body {
+fn file_body(file: Arc<File>, start: u64, size: u64, progress: Option<Progress>) -> Body {
     let chunks = futures_util::stream::try_unfold(0u64, move |offset| {
         let (file, progress) = (file.clone(), progress.clone());
         async move {
@@ -55,7 +56,7 @@ fn file_body(file: Arc<File>, size: u64, progress: Option<Progress>) -> Body {
             let wanted = (size - offset).min(CHUNK) as usize;
             let chunk = task::blocking(move || {
                 let mut chunk = vec![0; wanted];
-                file.read_exact_at(&mut chunk, offset)?;
+                file.read_exact_at(&mut chunk, start + offset)?;
                 Ok(Bytes::from(chunk))
             });
             let chunk = chunk.await.map_err(|fault| std::io::Error::other(fault.to_string()))?;

@@ -5,6 +5,7 @@ use http_body_util::BodyExt as _;
 use crate::client::Client;
 use crate::config::Host;
 use crate::error::{RegistryError, Result, TransportError};
+use crate::payload::Payload;
 use crate::transport::{Answer, Call, Transport, lost};
 
 /// A plain HTTP client with the same roots of trust, proxies and timeouts as the registry client, for sources that are mere URLs.
@@ -34,6 +35,13 @@ impl Web {
         let call = Call { headers: headers.clone(), ..Call::new(method, uri) };
         Ok(WebAnswer { answer: self.transport.send(call).await?, stall: self.stall })
     }
+
+    /// [`Web::send`] with a body, whose type is among the headers if it has one.
+    pub async fn send_with(&self, method: Method, url: &str, headers: &HeaderMap, payload: Payload) -> Result<WebAnswer> {
+        let uri = url.split('#').next().unwrap_or_default().parse().map_err(|_| RegistryError::Host { host: url.to_owned() })?;
+        let call = Call { headers: headers.clone(), payload, ..Call::new(method, uri) };
+        Ok(WebAnswer { answer: self.transport.send(call).await?, stall: self.stall })
+    }
 }
 
 impl WebAnswer {
@@ -44,6 +52,11 @@ impl WebAnswer {
     /// A header's value, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.answer.header(name)
+    }
+
+    /// The whole body, of at most `limit` bytes.
+    pub async fn bytes(self, limit: u64) -> Result<Bytes> {
+        self.answer.bytes(limit, self.stall).await
     }
 
     /// The next bytes of the body; `None` at its end.

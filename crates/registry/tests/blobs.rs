@@ -133,7 +133,7 @@ async fn uploads_once() {
     file.write_all(&data).unwrap();
     let blob = Descriptor::of(media::OCI_LAYER_GZIP, &data);
     let repository = open(&client(), &fake.reference("a"));
-    let payload = Payload::File { file: Arc::new(file), size: data.len() as u64 };
+    let payload = Payload::File { file: Arc::new(file), offset: 0, size: data.len() as u64 };
     let most = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let heard = most.clone();
     let progress: registry::Progress = Arc::new(move |bytes| heard.store(bytes, std::sync::atomic::Ordering::SeqCst));

@@ -21,7 +21,7 @@ async fn pushes_mounts_and_pulls() {
     let mut layer = Descriptor::of(media::OCI_LAYER_GZIP, &data);
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, &data).unwrap();
-    let payload = Payload::File { file: Arc::new(file), size: layer.size };
+    let payload = Payload::File { file: Arc::new(file), offset: 0, size: layer.size };
     assert_eq!(repository.push_blob(&layer, payload, None).await.unwrap(), Pushed::Uploaded);
     let config = Descriptor::of(media::OCI_CONFIG, b"{}");
     assert_eq!(repository.push_blob(&config, Payload::Bytes("{}".into()), None).await.unwrap(), Pushed::Uploaded);

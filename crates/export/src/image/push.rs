@@ -84,7 +84,7 @@ impl Transfer<'_> {
         if self.repository.take(blob, from).await?.is_none() {
             let _hold = self.blobs.hold(&blob.digest, self.cancel, self.reporter).await?;
             let reader = self.blobs.store().open_blob(&blob.digest)?;
-            let payload = Payload::File { file: Arc::new(reader.file().try_clone()?), size: reader.size() };
+            let payload = Payload::File { file: Arc::new(reader.file().try_clone()?), offset: 0, size: reader.size() };
             self.repository.push_blob(blob, payload, None).await?;
         }
         self.remember(blob, &with_sources)
