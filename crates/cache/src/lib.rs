@@ -17,6 +17,7 @@ mod tables;
 use async_trait::async_trait;
 use layers::Layer;
 use oci::Digest;
+use session::Group;
 use solver::{KeyId, Link};
 use task::Cancel;
 
@@ -48,8 +49,9 @@ pub struct Origin {
 /// A cache that a build brought with it. It is read before it is asked: none of the questions of [`KeyStore`] may wait for a network.
 #[async_trait]
 pub trait Import: KeyStore {
-    /// Makes a layer of a result; it may be a lazy one. `None`: it is gone, and the step runs instead.
-    async fn load(&self, result: &str, cancel: &Cancel) -> fault::Result<Option<Layer>>;
+    /// Makes a layer of a result; it may be a lazy one, which comes with the credentials of `sessions`. `None`: it is gone, and the step runs
+    /// instead.
+    async fn load(&self, result: &str, sessions: &Group, cancel: &Cancel) -> fault::Result<Option<Layer>>;
 }
 
 /// A result of a key.

@@ -16,6 +16,7 @@ mod inline;
 pub mod keys;
 mod local;
 mod manifest;
+mod object;
 mod registry_cache;
 mod remotes;
 
@@ -24,4 +25,5 @@ pub use collect::{Collector, Mode};
 pub use exporter::{Context, Exporter, Found, Importer, Subject};
 pub use import::{Depot, RemoteCache};
 pub use inline::InlineCache;
+pub use object::Environment;
 pub use remotes::{Remotes, name_of};

@@ -135,7 +135,7 @@ impl KeyStore for Imported {
 
 #[async_trait::async_trait]
 impl Import for Imported {
-    async fn load(&self, _: &str, _: &task::Cancel) -> fault::Result<Option<layers::Layer>> {
+    async fn load(&self, _: &str, _: &session::Group, _: &task::Cancel) -> fault::Result<Option<layers::Layer>> {
         Ok(None)
     }
 }

@@ -43,9 +43,9 @@ impl Store for Memory {
         self.caches.local().connect(from, link, to);
     }
 
-    fn save(&self, key: &KeyId, result: &Output) {
+    fn save(&self, key: &KeyId, result: &Output, created_at: Option<i64>) {
         let id = result.as_ref().map_or_else(String::new, |layer| layer.id().to_string());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.caches.local().add(key, &id, i64::try_from(now.as_nanos()).unwrap_or(i64::MAX));
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        self.caches.local().add(key, &id, created_at.unwrap_or_else(|| i64::try_from(now()).unwrap_or(i64::MAX)));
     }
 }

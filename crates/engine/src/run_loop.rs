@@ -258,7 +258,7 @@ impl Loop {
             return Some(Event::Ended { task, outcome: Outcome::Loaded(None) });
         };
         let (work, _, context) = self.begin(task, vertex, Stop::AtOnce, Some("failed to load cache"));
-        self.start(work, async move { Ok(Outcome::Loaded(import.load(&record.id, &context.cancel).await?.map(Some))) });
+        self.start(work, async move { Ok(Outcome::Loaded(import.load(&record.id, &context.sessions, &context.cancel).await?.map(Some))) });
         None
     }
 

@@ -345,7 +345,7 @@ impl cache::KeyStore for Imported {
 
 #[async_trait::async_trait]
 impl cache::Import for Imported {
-    async fn load(&self, result: &str, _: &Cancel) -> fault::Result<Option<layers::Layer>> {
+    async fn load(&self, result: &str, _: &Group, _: &Cancel) -> fault::Result<Option<layers::Layer>> {
         self.asked.lock().unwrap().push(result.to_owned());
         Ok(Some(self.layer.clone()))
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fault::{Fault, Result};
-use frontend::bridge::{Build as Facts, WorkerPlatforms};
+use frontend::bridge::{Build as Facts, CacheImport, WorkerPlatforms};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
 use llb::Graph;
 use oci::Reference;
@@ -34,11 +34,11 @@ impl BuildBridge {
         Self { build, facts, inputs }
     }
 
-    async fn solve_graph(&self, graph: Arc<Graph>, evaluate: bool) -> Result<Outcome> {
+    async fn solve_graph(&self, graph: Arc<Graph>, imports: &[CacheImport], evaluate: bool) -> Result<Outcome> {
         if graph.result.is_none() {
             return Ok(Outcome::single(None));
         }
-        let reference = BuildRef::new(self.build.clone(), graph)?;
+        let reference = BuildRef::new(self.build.clone(), graph, self.build.import(imports))?;
         if evaluate {
             reference.layer().await?;
         }
@@ -86,7 +86,7 @@ impl Bridge for BuildBridge {
             return Err(unsupported("a source policy on a single solve"));
         }
         match &request.graph {
-            Some(graph) if request.frontend.is_empty() => self.solve_graph(graph.clone(), request.evaluate).await,
+            Some(graph) if request.frontend.is_empty() => self.solve_graph(graph.clone(), &request.cache_imports, request.evaluate).await,
             _ if request.frontend.is_empty() => Ok(Outcome::default()),
             _ => {
                 let evaluate = request.evaluate;

@@ -3,8 +3,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
-use engine::Job;
+use engine::{Built, Job};
 use fault::{Fault, Kind, Result};
+use frontend::bridge::CacheImport;
 use frontend::{Bridge, Outcome, Ref, SolveRequest};
 use layers::Layer;
 use llb::{Graph, Op};
@@ -18,10 +19,11 @@ use worker::Worker;
 use crate::api::{Request, Response, Sessions};
 use crate::bridge::BuildBridge;
 use crate::builds::Settings;
+use crate::caches::Imports;
 use crate::gateway::Gateway;
 use crate::progress_hub::Hub;
 use crate::reference::BuildRef;
-use crate::{entitlement, exports};
+use crate::{caches, entitlement, exports};
 
 pub struct Build {
     pub(crate) request: Request,
@@ -41,6 +43,7 @@ pub struct Build {
     refs: Mutex<HashMap<String, Weak<BuildRef>>>,
     /// What failed steps left behind, by the ids that the client knows.
     kept: Mutex<HashMap<String, Layer>>,
+    pub(crate) imports: Imports,
 }
 
 impl Build {
@@ -63,6 +66,7 @@ impl Build {
             counter: Default::default(),
             refs: Mutex::default(),
             kept: Mutex::default(),
+            imports: Imports::default(),
         }))
     }
 
@@ -78,6 +82,7 @@ impl Build {
     pub fn end(&self) {
         self.cancel("context canceled");
         self.returned.send_replace(None);
+        self.drop_imports();
     }
 
     /// What the client drives the build with, if it does.
@@ -96,8 +101,9 @@ impl Build {
 
     async fn run_to_response(self: &Arc<Self>) -> Result<Response> {
         self.session().await?;
+        let caches = caches::Exports::resolve(self)?;
         let outcome = self.outcome().await?;
-        exports::run(self, outcome).await
+        exports::run(self, outcome, caches).await
     }
 
     /// The client's session, joined to the build by whoever asks first: a client that drives its build may ask for steps before its session is open.
@@ -133,6 +139,8 @@ impl Build {
             frontend: request.frontend.clone(),
             frontend_opts: request.frontend_attrs.clone(),
             frontend_inputs: request.frontend_inputs.iter().map(|(name, graph)| (name.clone(), Arc::new(graph.clone()))).collect(),
+            // A frontend is told of them by its attributes.
+            cache_imports: request.cache_imports.iter().map(|t| CacheImport { kind: t.kind.clone(), attrs: t.attrs.clone() }).collect(),
             ..SolveRequest::default()
         };
         let bridge: Arc<dyn Bridge> =
@@ -173,12 +181,17 @@ impl Build {
 
     /// The layer behind a ref of this build, solved if it was not yet.
     pub(crate) async fn layer_of(&self, reference: &Arc<dyn Ref>) -> Result<Option<Layer>> {
+        Ok(self.result_of(reference).await?.layer)
+    }
+
+    /// [`Build::layer_of`], with what the result is known by.
+    pub(crate) async fn result_of(&self, reference: &Arc<dyn Ref>) -> Result<Built> {
         if let Some(layer) = self.kept(reference.id()) {
-            return Ok(Some(layer));
+            return Ok(Built { layer: Some(layer), keys: Vec::new() });
         }
         let known = self.refs.lock().expect("no holder of this lock panics").get(reference.id()).and_then(Weak::upgrade);
         match known {
-            Some(reference) => reference.layer().await,
+            Some(reference) => reference.result().await,
             None => Err(Fault::new(Kind::NotFound, format!("no such ref: {}", reference.id()))),
         }
     }

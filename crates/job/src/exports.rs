@@ -3,31 +3,37 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use engine::Built;
 use export::{Context as ExportContext, Exported, Exporter, PlatformResult, Source};
 use fault::{Fault, Result};
 use frontend::{Outcome, Refs};
-use layers::Layer;
+use layers::{Compression, Layer};
 use oci::{Digest, Platform};
+use progress::Reporter;
 use serde::Deserialize;
 use session::Session;
+use solver::Key;
 
 use crate::api::{Response, Typed};
 use crate::build::{Build, response_metadata};
+use crate::caches::{self, Exports};
 
-/// Solves every ref of the outcome, exports it, and gives the response.
-pub async fn run(build: &Arc<Build>, outcome: Outcome) -> Result<Response> {
+/// Solves every ref of the outcome, exports it and the caches, and gives the response.
+pub async fn run(build: &Arc<Build>, outcome: Outcome, caches: Exports) -> Result<Response> {
     let session = build.session().await?;
     let exporters = resolve(build, session.as_ref(), &outcome).await?;
     let results = evaluate(build, &outcome).await?;
+    let keys: Vec<Vec<Key>> = results.values().map(|built| built.keys.clone()).collect();
     let mut response = response_metadata(&outcome.metadata);
+    let mut finalizers = Vec::new();
+    // Manifests and configs stay until they are pushed.
+    let mut holds = Vec::new();
     if !exporters.is_empty() {
-        let source = source(results, &outcome)?;
-        let mut finalizers = Vec::new();
-        // Manifests and configs stay until they are pushed.
-        let mut holds = Vec::new();
+        let inline = caches.inline.then(|| results.clone());
+        let source = source(results.into_iter().map(|(id, built)| (id, built.layer)).collect(), &outcome)?;
         let mut running = Vec::new();
         for (index, exporter) in exporters.into_iter().enumerate() {
-            running.push(export(build, session.clone(), exporter, &source, index));
+            running.push(export(build, session.clone(), exporter, &source, inline.as_ref(), index));
         }
         for exported in join_all(running).await {
             let (exported, digest, name) = exported?;
@@ -36,9 +42,13 @@ pub async fn run(build: &Arc<Build>, outcome: Outcome) -> Result<Response> {
             finalizers.extend(exported.finalize.map(|finish| build.in_vertex(digest, name, async move |_| finish.await)));
             holds.push(exported.holds);
         }
-        for finished in join_all(finalizers).await {
-            finished?;
-        }
+    }
+    // Caches leave beside the images; both find the blobs that the exporters made.
+    let cached = join_all(caches.remote.iter().enumerate().map(|(index, exporter)| caches::export(build, exporter, index, &keys)));
+    let (finished, cached) = tokio::join!(join_all(finalizers), cached);
+    finished.into_iter().collect::<Result<()>>()?;
+    for exported in cached {
+        response.extend(exported?);
     }
     if let (Some(session), true) = (&session, build.request.session_exporters) {
         match session.finalize_export(&response).await {
@@ -80,14 +90,14 @@ async fn resolve(build: &Build, session: Option<&Arc<dyn Session>>, outcome: &Ou
 }
 
 /// Every ref's layer, by platform id.
-async fn evaluate(build: &Arc<Build>, outcome: &Outcome) -> Result<BTreeMap<String, Option<Layer>>> {
+async fn evaluate(build: &Arc<Build>, outcome: &Outcome) -> Result<BTreeMap<String, Built>> {
     let refs: Vec<_> = outcome.all().into_iter().map(|(id, reference)| (id.to_owned(), reference.cloned())).collect();
     let solved = join_all(refs.into_iter().map(|(id, reference)| async move {
-        let layer = match reference {
-            Some(reference) => build.layer_of(&reference).await?,
-            None => None,
+        let built = match reference {
+            Some(reference) => build.result_of(&reference).await?,
+            None => Built { layer: None, keys: Vec::new() },
         };
-        Ok((id, layer))
+        Ok((id, built))
     }))
     .await;
     solved.into_iter().collect()
@@ -143,15 +153,41 @@ async fn export(
     session: Option<Arc<dyn Session>>,
     exporter: Box<dyn Exporter>,
     source: &Source,
+    inline: Option<&BTreeMap<String, Built>>,
     index: usize,
 ) -> Result<(Exported, Digest, &'static str)> {
     let digest = Digest::of(format!("{}-export-{index}", build.request.session));
     let name = exporter.name();
     let exported = build
         .in_vertex(digest.clone(), name, async |reporter| {
+            let with_cache = match (inline, exporter.compression()) {
+                (Some(results), Some(compression)) => Some(with_inline(build, source, results, compression, &reporter).await?),
+                _ => None,
+            };
+            let source = with_cache.as_ref().unwrap_or(source);
             let context = ExportContext { cancel: build.cancel.child(), reporter, sessions: build.group.clone(), session, index };
             exporter.export(source, &context).await
         })
         .await?;
     Ok((exported, digest, name))
+}
+
+/// The source with the inline cache of each platform's image.
+async fn with_inline(
+    build: &Build,
+    source: &Source,
+    results: &BTreeMap<String, Built>,
+    compression: Compression,
+    reporter: &Reporter,
+) -> Result<Source> {
+    let _row = reporter.row("preparing layers for inline cache", "", 0);
+    let mut source = source.clone();
+    for result in &source.results {
+        let id = if source.is_map { result.id.as_str() } else { "" };
+        let Some(built) = results.get(id) else { continue };
+        if let Some(cache) = caches::inline(build, built.layer.as_ref(), &built.keys, compression, reporter).await? {
+            source.metadata.insert(format!("containerimage.inlinecache/{}", result.id), cache);
+        }
+    }
+    Ok(source)
 }

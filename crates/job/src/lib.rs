@@ -9,6 +9,7 @@ pub mod board;
 mod bridge;
 mod build;
 mod builds;
+mod caches;
 mod container;
 mod driven;
 mod entitlement;

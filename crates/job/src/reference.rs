@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use engine::Built;
 use fault::Result;
 use frontend::Ref;
 use layers::Layer;
@@ -11,40 +12,46 @@ use session::Stat;
 use tokio::sync::OnceCell;
 
 use crate::build::Build;
+use crate::caches::{self, Importing};
 use crate::files;
 
 pub struct BuildRef {
     id: String,
     build: Arc<Build>,
     graph: Arc<Graph>,
-    built: OnceCell<Result<Option<Layer>>>,
+    imports: Vec<Arc<Importing>>,
+    built: OnceCell<Result<Built>>,
 }
 
 impl BuildRef {
-    /// Checks the graph and shows its vertices; runs nothing yet.
-    pub fn new(build: Arc<Build>, graph: Arc<Graph>) -> Result<Arc<Self>> {
+    /// Checks the graph and shows its vertices; runs nothing yet. The imports are looked into when it runs.
+    pub fn new(build: Arc<Build>, graph: Arc<Graph>, imports: Vec<Arc<Importing>>) -> Result<Arc<Self>> {
         build.admit(&graph)?;
         build.job.announce(&graph);
         let id = format!("{}-{}", build.request.id, build.next_number());
-        let reference = Arc::new(Self { id, build: build.clone(), graph, built: OnceCell::new() });
+        let reference = Arc::new(Self { id, build: build.clone(), graph, imports, built: OnceCell::new() });
         build.remember(&reference);
         Ok(reference)
     }
 
     /// A result that no graph of its own leads to.
     pub fn kept(build: Arc<Build>, id: &str, layer: Layer) -> Arc<Self> {
-        Arc::new(Self { id: id.to_owned(), build, graph: Arc::default(), built: OnceCell::new_with(Some(Ok(Some(layer)))) })
+        let built = Built { layer: Some(layer), keys: Vec::new() };
+        Arc::new(Self { id: id.to_owned(), build, graph: Arc::default(), imports: Vec::new(), built: OnceCell::new_with(Some(Ok(built))) })
     }
 
     /// Runs the graph if that has not happened yet.
     pub async fn layer(&self) -> Result<Option<Layer>> {
-        self.built
-            .get_or_init(|| async {
-                let built = self.build.cancel.run(self.build.job.build(self.graph.clone())).await?;
-                Ok(built.layer)
-            })
-            .await
-            .clone()
+        Ok(self.result().await?.layer)
+    }
+
+    /// [`BuildRef::layer`], with what the result is known by.
+    pub async fn result(&self) -> Result<Built> {
+        let solve = async {
+            let caches = caches::ready(&self.imports).await;
+            self.build.job.load_with(self.graph.clone(), caches).result().await
+        };
+        self.built.get_or_init(|| self.build.cancel.run(solve)).await.clone()
     }
 
     /// The result with its files on disk.

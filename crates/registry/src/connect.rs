@@ -68,7 +68,12 @@ impl Connector {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         match tokio::time::timeout(self.timeouts.dial, TcpStream::connect((bare, port))).await {
             Err(_) => Err(TransportError::DialTimeout { address }),
-            Ok(Err(source)) => Err(TransportError::Dial { address, source }),
+            Ok(Err(source)) => match source.to_string().strip_prefix("failed to lookup address information: ") {
+                // What Go programs say; people and scripts look for it.
+                Some("Name or service not known") => Err(TransportError::Lookup { host: bare.to_owned(), why: "no such host".into() }),
+                Some(why) => Err(TransportError::Lookup { host: bare.to_owned(), why: why.to_owned() }),
+                None => Err(TransportError::Dial { address, source }),
+            },
             Ok(Ok(tcp)) => {
                 // Only latency is at stake.
                 let _ = tcp.set_nodelay(true);

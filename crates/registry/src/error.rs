@@ -52,6 +52,8 @@ pub enum RegistryError {
 pub enum TransportError {
     #[error("dial {address}")]
     Dial { address: String, source: std::io::Error },
+    #[error("dial tcp: lookup {host}: {why}")]
+    Lookup { host: String, why: String },
     #[error("dial {address}: i/o timeout")]
     DialTimeout { address: String },
     #[error("TLS handshake timeout")]

@@ -11,6 +11,7 @@ mod auth;
 mod client;
 mod config;
 mod connect;
+pub mod date;
 mod endpoint;
 mod error;
 mod fetch;

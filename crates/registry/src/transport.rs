@@ -203,6 +203,7 @@ impl TransportError {
         let io = |e: &std::io::Error| std::io::Error::new(e.kind(), e.to_string());
         match self {
             Self::Dial { address, source } => Self::Dial { address: address.clone(), source: io(source) },
+            Self::Lookup { host, why } => Self::Lookup { host: host.clone(), why: why.clone() },
             Self::DialTimeout { address } => Self::DialTimeout { address: address.clone() },
             Self::TlsTimeout => Self::TlsTimeout,
             Self::PlainAnswer => Self::PlainAnswer,

@@ -194,8 +194,8 @@ pub trait Store {
     /// Adds a link to the local cache.
     fn connect(&self, from: &KeyId, link: &Link, to: &KeyId);
 
-    /// Adds a result to a key of the local cache.
-    fn save(&self, key: &KeyId, result: &Self::Result);
+    /// Adds a result to a key of the local cache. `created_at` (Unix nanoseconds) is that of the record it came from; `None` is now.
+    fn save(&self, key: &KeyId, result: &Self::Result, created_at: Option<i64>);
 }
 
 /// Where a link leads.

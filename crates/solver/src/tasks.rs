@@ -1,6 +1,6 @@
 //! Starting, stopping and ending work.
 use crate::event::{Command, MissingOutput, Outcome, Progress, TaskId, VertexId};
-use crate::key::{CacheId, Key, Store};
+use crate::key::{CacheId, Key, Record, Store};
 use crate::state::{EdgeId, Run, Slot, Work};
 use crate::{CacheMap, Solver};
 
@@ -215,7 +215,7 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             Outcome::Loaded(Some(result)) => {
                 edge.result = Some(result.clone());
                 self.over(v, Progress::Cached);
-                self.remember_hit(id, position, record.cache, &result);
+                self.remember_hit(id, position, &record, &result);
             }
             Outcome::Canceled => self.over(v, Progress::Canceled),
             Outcome::Failed(_) if was_stopped => self.over(v, Progress::Canceled),
@@ -299,7 +299,7 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
         for key in keys {
             if !key.volatile {
                 self.persist(&key);
-                self.store.save(&key.id, result);
+                self.store.save(&key.id, result, None);
             }
             let edge = self.edge_mut(id);
             edge.known_by.retain(|k| k.id != key.id);
@@ -311,7 +311,7 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
     }
 
     /// The first path to a result was not the shortest: links from all keys of the inputs let the next build find it by definition.
-    fn remember_hit(&mut self, id: EdgeId, position: usize, cache: CacheId, result: &S::Result) {
+    fn remember_hit(&mut self, id: EdgeId, position: usize, record: &Record, result: &S::Result) {
         let edge = &self.edges[&id];
         let key = &edge.keys[position];
         if key.volatile {
@@ -320,13 +320,13 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
         if !edge.inputs.is_empty() {
             let inputs = self.input_keys(id);
             let is_ambiguous = inputs.iter().any(|keys| keys.iter().filter(|k| !k.key.volatile).count() > 1);
-            if is_ambiguous || !key.stored || cache != CacheId::LOCAL {
+            if is_ambiguous || !key.stored || record.cache != CacheId::LOCAL {
                 let key = Key::derived(key.id.clone(), &key.digest, edge.output, inputs, key.export, true);
                 self.persist(&key);
             }
         }
-        if cache != CacheId::LOCAL {
-            self.store.save(&self.edges[&id].keys[position].id, result);
+        if record.cache != CacheId::LOCAL {
+            self.store.save(&self.edges[&id].keys[position].id, result, Some(record.created_at));
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use cache::remote::Remotes;
 use cache::{Caches, Index};
 use engine::{Engine, Options};
 use export::Exporters;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub gc_rules: Vec<Rule>,
     /// Bytes that the store never exceeds, one running step's writes excepted; 0 is no ceiling.
     pub ceiling: u64,
+    /// What caches in object stores take their defaults and credentials from.
+    pub environment: cache::remote::Environment,
 }
 
 /// What a worker tells of itself.
@@ -71,6 +74,7 @@ pub struct Worker {
     content: content::Store,
     pub(crate) sources: Sources,
     exporters: Exporters,
+    remotes: Remotes,
     exec: Arc<Exec>,
     engine: Engine,
     index: Index,
@@ -94,6 +98,7 @@ impl Worker {
         let client = registry::Client::new(settings.registry);
         let git = GitSettings { path: settings.program_path, proxy: settings.proxy, scratch: root.join("sockets") };
         let sources = Sources::new(layers.clone(), content.clone(), client.clone(), db.clone(), git);
+        let remotes = Remotes::new(layers.clone(), client.clone(), settings.environment);
         let exporters = Exporters::new(content.clone(), client);
         let runtime: Arc<dyn sandbox::Runtime> = match &settings.runtime {
             Runtime::Builtin => Arc::new(sandbox::Builtin::new(settings.sandbox)?),
@@ -117,6 +122,7 @@ impl Worker {
             content,
             sources,
             exporters,
+            remotes,
             exec,
             engine,
             index,
@@ -147,6 +153,11 @@ impl Worker {
 
     pub fn exporters(&self) -> &Exporters {
         &self.exporters
+    }
+
+    /// Where caches come from and go to.
+    pub fn remotes(&self) -> &Remotes {
+        &self.remotes
     }
 
     /// Removes blobs that only memory keeps. For when no build runs: one that does may be about to use them.

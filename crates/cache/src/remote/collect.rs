@@ -6,6 +6,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _, iter};
 use layers::{Compression, Layer, LayerBlob, LayerId, Layers, UNCOMPRESSED};
 use oci::{Digest, Timestamp};
 use progress::Reporter;
+use session::Group;
 use solver::{CacheId, Key, KeyId, Record, key::Node};
 use task::Cancel;
 
@@ -34,11 +35,13 @@ pub struct Collector {
     pub layers: Layers,
     pub compression: Compression,
     pub mode: Mode,
+    pub sessions: Group,
     pub cancel: Cancel,
     pub reporter: Reporter,
 }
 
-type Address = *const Node;
+/// Where a key is in memory; for telling keys apart only.
+type Address = usize;
 type Results = HashMap<KeyId, Outcome<Layer>>;
 
 impl Collector {
@@ -114,7 +117,7 @@ impl Collector {
     async fn load(&self, record: &Record) -> Result<Option<Layer>> {
         if record.cache != CacheId::LOCAL {
             return match self.caches.import(record.cache) {
-                Some(import) => import.load(&record.id, &self.cancel).await,
+                Some(import) => import.load(&record.id, &self.sessions, &self.cancel).await,
                 None => Ok(None),
             };
         }
@@ -140,7 +143,7 @@ fn pieces(blobs: Vec<LayerBlob>) -> Vec<Piece<Layer>> {
 }
 
 fn address(key: &Key) -> Address {
-    &**key
+    std::ptr::from_ref::<Node>(key) as usize
 }
 
 /// The keys and all that they are made of, each once.

@@ -115,6 +115,7 @@ pub(super) async fn gather(
         layers: layers.clone(),
         compression,
         mode,
+        sessions: context.sessions.clone(),
         cancel: context.cancel.clone(),
         reporter: context.reporter.clone(),
     };

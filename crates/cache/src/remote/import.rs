@@ -8,6 +8,7 @@ use fault::Result;
 use futures_util::stream::{StreamExt as _, iter};
 use layers::{BlobSource, ByteStream, ImageLayer, Layer, Layers, Properties, UNCOMPRESSED};
 use oci::{Descriptor, Digest, Timestamp};
+use session::Group;
 use solver::{KeyId, Link};
 use task::Cancel;
 
@@ -28,6 +29,9 @@ const QUESTIONS: usize = 8;
 pub trait Depot: Send + Sync + 'static {
     /// Whether the blob is still there.
     async fn exists(&self, blob: &Descriptor) -> Result<bool>;
+
+    /// The same place with the credentials of these sessions.
+    fn for_sessions(self: Arc<Self>, sessions: &Group) -> Arc<dyn Depot>;
 
     /// The bytes of the blob from `offset` on; see [`BlobSource::fetch`].
     async fn fetch(&self, blob: &Descriptor, offset: u64) -> Result<ByteStream>;
@@ -64,7 +68,7 @@ impl RemoteCache {
     }
 
     /// Whether all blobs that are not here can be had.
-    async fn is_whole(&self, blobs: &[&Descriptor], cancel: &Cancel) -> Result<bool> {
+    async fn is_whole(&self, blobs: &[&Descriptor], depot: &dyn Depot, cancel: &Cancel) -> Result<bool> {
         let mut open = Vec::new();
         for blob in blobs {
             let known = self.seen.lock().expect("no holder of this lock panics").get(&blob.digest).copied();
@@ -77,7 +81,7 @@ impl RemoteCache {
         }
         let ask = |blob: &Descriptor| {
             let blob = blob.clone();
-            async move { (self.depot.exists(&blob).await, blob.digest) }
+            async move { (depot.exists(&blob).await, blob.digest) }
         };
         let questions: Vec<_> = open.into_iter().map(ask).collect();
         let asking = async {
@@ -114,15 +118,16 @@ impl KeyStore for RemoteCache {
 
 #[async_trait]
 impl Import for RemoteCache {
-    async fn load(&self, result: &str, cancel: &Cancel) -> Result<Option<Layer>> {
+    async fn load(&self, result: &str, sessions: &Group, cancel: &Cancel) -> Result<Option<Layer>> {
         let Some(blobs) = self.keys.stack(result) else { return Ok(None) };
-        if !self.is_whole(&blobs, cancel).await? {
+        let depot = self.depot.clone().for_sessions(sessions);
+        if !self.is_whole(&blobs, &*depot, cancel).await? {
             tracing::debug!(result, "blobs of an imported result are gone");
             return Ok(None);
         }
         let layers: Option<Vec<ImageLayer>> = blobs.into_iter().map(image_layer).collect();
         let Some(layers) = layers else { return Ok(None) };
-        let (home, source) = (self.layers.clone(), Arc::new(Source(self.depot.clone())));
+        let (home, source) = (self.layers.clone(), Arc::new(Source(depot)));
         task::blocking(move || Ok(home.from_image(layers, source)?)).await
     }
 }

@@ -26,6 +26,10 @@ const STREAMS: usize = 4;
 const CHUNK: usize = 512 << 10;
 
 fn store(context: &Context, name: &str) -> Result<Arc<dyn ContentStore>> {
+    if !name.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        let why = format!("the directory of a local cache contains value with non-printable ASCII characters: {name:?}");
+        return Err(Fault::invalid(why));
+    }
     let session = context.session.as_ref();
     let session = session.ok_or_else(|| Fault::new(Kind::NotFound, "local cache exporter/importer requires session"))?;
     Ok(session.content(&format!("local:{name}")))

@@ -163,8 +163,8 @@ impl Importer for RegistryImporter {
         let repository = self.place.repository(context, context.reporter.clone());
         let descriptor = repository.resolve(&self.place.reference).await?;
         let bytes = repository.manifest(&descriptor).await?;
-        // Outlives this vertex, so it reports to nobody.
-        let depot = Arc::new(RepositoryDepot(self.place.repository(context, Reporter::silent())));
+        let Place { client, reference, insecure } = self.place.clone();
+        let depot = Arc::new(RepositoryDepot { client, reference, insecure, sessions: context.sessions.clone() });
         let contents = manifest::read(&descriptor.media_type, &bytes)?;
         drop(context.reporter.row(format!("inferred cache manifest type: {}", descriptor.media_type), "", 0));
         let (config, blobs) = match contents {

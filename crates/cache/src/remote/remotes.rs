@@ -9,6 +9,7 @@ use registry::Client;
 use super::attrs::Attrs;
 use super::exporter::{Exporter, Importer};
 use super::inline::InlineCache;
+use super::object::{Environment, Stores};
 use super::{local, registry_cache};
 
 /// Knows every kind of cache location.
@@ -16,11 +17,14 @@ use super::{local, registry_cache};
 pub struct Remotes {
     layers: Layers,
     client: Client,
+    stores: Stores,
 }
 
 impl Remotes {
-    pub fn new(layers: Layers, client: Client) -> Self {
-        Self { layers, client }
+    /// `environment` is what object stores may take their defaults and credentials from.
+    pub fn new(layers: Layers, client: Client, environment: Environment) -> Self {
+        let stores = Stores { layers: layers.clone(), client: client.clone(), environment: environment.into() };
+        Self { layers, client, stores }
     }
 
     /// Bad attributes fail here, before any work is done. Not for `inline`, which is the business of images ([`Remotes::inline`]).
@@ -29,7 +33,10 @@ impl Remotes {
         let exporter = match kind {
             "registry" => registry_cache::exporter(&attrs, &self.layers, &self.client),
             "local" => local::exporter(&attrs, &self.layers),
-            _ => return Err(Fault::new(Kind::Invalid, format!("unknown cache exporter: {kind:?}"))),
+            _ => match self.stores.exporter(kind, &attrs).transpose() {
+                Some(exporter) => exporter,
+                None => return Err(Fault::new(Kind::Invalid, format!("unknown cache exporter: {kind:?}"))),
+            },
         };
         exporter.with_context(|| format!("failed to configure {kind} cache exporter"))
     }
@@ -39,7 +46,10 @@ impl Remotes {
         let importer: Result<Box<dyn Importer>> = match kind {
             "registry" => registry_cache::importer(&attrs, &self.layers, &self.client).map(boxed),
             "local" => local::importer(&attrs, &self.layers).map(boxed),
-            _ => return Err(Fault::new(Kind::Invalid, format!("unknown cache importer: {kind}"))),
+            _ => match self.stores.importer(kind, &attrs).transpose() {
+                Some(importer) => importer.map(boxed),
+                None => return Err(Fault::new(Kind::Invalid, format!("unknown cache importer: {kind}"))),
+            },
         };
         importer.with_context(|| format!("failed to configure {kind} cache importer"))
     }

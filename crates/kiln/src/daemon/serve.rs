@@ -82,6 +82,9 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         hostname: hostname(),
         program_path: config.program_path,
         proxy: config.program_proxy,
+        environment: cache::remote::Environment::new(
+            std::env::vars_os().filter_map(|(k, v)| k.into_string().ok().zip(v.into_string().ok())),
+        ),
     })
     .map_err(|e| e.to_string())?;
     let settings = job::Settings {

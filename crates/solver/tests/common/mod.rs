@@ -57,11 +57,11 @@ impl Store for MemoryStore {
         memory.writes += usize::from(is_new);
     }
 
-    fn save(&self, key: &KeyId, result: &Value) {
+    fn save(&self, key: &KeyId, result: &Value, created_at: Option<i64>) {
         let mut memory = self.0.borrow_mut();
         memory.clock += 1;
         memory.writes += 1;
-        let (id, at) = (format!("r{}", memory.clock), memory.clock);
+        let (id, at) = (format!("r{}", memory.clock), created_at.unwrap_or(memory.clock));
         memory.values.insert(id.clone(), result.clone());
         memory.records.entry(key.clone()).or_default().insert(id, at);
     }

@@ -1,5 +1,4 @@
 //! `http://` and `https://`: a URL's body as a file.
-mod date;
 mod file;
 mod request;
 mod resolve;

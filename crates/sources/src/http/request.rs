@@ -4,12 +4,12 @@ use http::Uri;
 use oci::{Digest, gojson};
 use serde::Serialize;
 
-use super::date;
 use super::file::Placement;
 use super::resolve::Resolved;
 use crate::error::SourceError;
 use crate::key::Key;
 use crate::scheme::safe_file_name;
+use registry::date;
 
 /// An HTTP source op, read.
 #[derive(Debug, Clone, PartialEq, Eq)]

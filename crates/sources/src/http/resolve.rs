@@ -9,10 +9,10 @@ use oci::{Digest, Hasher};
 use registry::WebAnswer;
 use serde::{Deserialize, Serialize};
 
-use super::date;
 use super::request::Request;
 use crate::error::SourceError;
 use crate::store::{Context, Shared};
+use registry::date;
 
 /// `<request>/<layer>` to what the server said about that version.
 const VERSIONS: Table<str, Json<Version>> = Table::new("sources.http");

@@ -5,7 +5,7 @@ const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Au
 const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 
 /// Unix seconds of `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT` or `Sun Nov  6 08:49:37 1994`.
-pub(crate) fn parse(text: &str) -> Option<i64> {
+pub fn parse(text: &str) -> Option<i64> {
     let words: Vec<&str> = text.split([' ', '-', ',']).filter(|w| !w.is_empty()).collect();
     let (day, month, year, time) = match words.as_slice() {
         // Servers write the second form with whatever their zone is called; it is taken for GMT, as Go does.
@@ -28,7 +28,7 @@ fn is_zone(text: &str) -> bool {
 }
 
 /// As in `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub(crate) fn format(seconds: i64) -> String {
+pub fn format(seconds: i64) -> String {
     let text = Timestamp::from_unix(seconds, 0).to_string();
     let weekday = DAYS[seconds.div_euclid(86_400).rem_euclid(7) as usize];
     let month = text[5..7].parse::<usize>().map_or("", |m| MONTHS[m - 1]);
