@@ -204,7 +204,10 @@ pub fn github(objects: Objects, token: String, old: bool) -> String {
                         200,
                         format!(r#"{{"ok":true,"signed_download_url":"{base}/signed/{found}?sig=s1","matched_key":"{found}"}}"#)
                             .replace('#', "%23")
-                            .replace(&format!("\"matched_key\":\"{}\"", found.replace('#', "%23")), &format!("\"matched_key\":\"{found}\"")),
+                            .replace(
+                                &format!("\"matched_key\":\"{}\"", found.replace('#', "%23")),
+                                &format!("\"matched_key\":\"{found}\""),
+                            ),
                     ),
                     None => Response::new(200, r#"{"ok":false}"#),
                 }
