@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fault::Result;
-use layers::{Layer, LayerId};
-use llb::Vertex;
+use layers::{Layer, LayerId, PinGroup};
+use llb::{Graph, Vertex};
 use oci::Digest;
 use progress::Reporter;
 use session::Group;
@@ -35,6 +35,17 @@ pub struct Context {
     pub cancel: Cancel,
     pub reporter: Reporter,
     pub sessions: Group,
+    /// What names stand for in the builds that wanted it when it began.
+    pub pins: PinGroup,
+    /// Those builds, where they build graphs for their steps.
+    pub builders: Vec<Arc<dyn Nested>>,
+}
+
+/// A build, as a step sees it that has found a graph to build in its turn.
+#[async_trait]
+pub trait Nested: Send + Sync {
+    /// The result of a graph, as part of the build and under its rules; `None` is scratch.
+    async fn build(&self, graph: Graph) -> Result<Option<Layer>>;
 }
 
 /// `None` in the place of a layer is scratch.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cache::Caches;
 use fault::{Fault, Result};
-use layers::Layer;
+use layers::{Layer, Pins};
 use llb::{Graph, Vertex};
 use progress::{Sink, Update};
 use session::Group;
@@ -15,9 +15,9 @@ use task::{Cancel, Drain};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::blame;
-use crate::execute::Execute;
+use crate::execute::{Execute, Nested};
 use crate::memory::{Memory, Output};
-use crate::run_loop::{self, Census, Load, Message, Reply};
+use crate::run_loop::{self, Census, Load, Message, Patron, Reply};
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -51,9 +51,18 @@ impl Engine {
 
     /// A new job. Its graphs share what they have in common with those of other jobs. What it waits for fails when `cancel` is cancelled.
     pub fn job(&self, id: &str, sink: Arc<dyn Sink>, sessions: Group, cancel: Cancel) -> Job {
+        self.open(id, sink, Patron { sessions, pins: Pins::default(), nested: None }, cancel)
+    }
+
+    /// [`Engine::job`], for a build whose steps may bring graphs of their own.
+    pub fn job_with(&self, id: &str, sink: Arc<dyn Sink>, sessions: Group, nested: Arc<dyn Nested>, cancel: Cancel) -> Job {
+        self.open(id, sink, Patron { sessions, pins: Pins::default(), nested: Some(nested) }, cancel)
+    }
+
+    fn open(&self, id: &str, sink: Arc<dyn Sink>, patron: Patron, cancel: Cancel) -> Job {
         let number = JobId(self.number());
         tracing::debug!(job = id, number = number.0, "job opened");
-        Job(Arc::new(Member { engine: self.clone(), number, sink, sessions, cancel }))
+        Job(Arc::new(Member { engine: self.clone(), number, sink, patron, cancel }))
     }
 
     /// Where imported caches are added, to be named in [`Job::load_with`].
@@ -92,11 +101,16 @@ struct Member {
     engine: Engine,
     number: JobId,
     sink: Arc<dyn Sink>,
-    sessions: Group,
+    patron: Patron,
     cancel: Cancel,
 }
 
 impl Job {
+    /// What names stand for in this job.
+    pub fn pins(&self) -> &Pins {
+        &self.0.patron.pins
+    }
+
     /// Shows the vertices of a graph before anything runs. [`Job::load`] does that too.
     pub fn announce(&self, graph: &Graph) {
         for vertex in &graph.vertices {
@@ -113,8 +127,8 @@ impl Job {
     pub fn load_with(&self, graph: Arc<Graph>, caches: BTreeSet<CacheId>) -> Ref {
         self.announce(&graph);
         let number = self.0.engine.number();
-        let Member { number: job, sink, sessions, .. } = &*self.0;
-        let load = Load { job: *job, number, graph: graph.clone(), caches, sink: sink.clone(), sessions: sessions.clone() };
+        let Member { number: job, sink, patron, .. } = &*self.0;
+        let load = Load { job: *job, number, graph: graph.clone(), caches, sink: sink.clone(), patron: patron.clone() };
         self.0.engine.send(Message::Load(load));
         Ref(Arc::new(Loaded { job: self.clone(), number, graph }))
     }

@@ -25,6 +25,6 @@ mod run_loop;
 
 mod work;
 
-pub use execute::{CacheMap, Context, Execute, InputMap};
+pub use execute::{CacheMap, Context, Execute, InputMap, Nested};
 pub use job::{Built, Engine, Job, Options, Ref};
 pub use run_loop::Census;

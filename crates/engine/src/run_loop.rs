@@ -3,6 +3,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use fault::Fault;
+use layers::{PinGroup, Pins};
 use llb::{Graph, Vertex};
 use progress::{Reporter, Sink, Update};
 use session::Group;
@@ -13,7 +14,7 @@ use task::{Cancel, Drain};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::blame::Failure;
-use crate::execute::{CacheMap, Context};
+use crate::execute::{CacheMap, Context, Nested};
 use crate::fan::Fan;
 use crate::job::Options;
 use crate::memory::{Memory, Output};
@@ -51,7 +52,15 @@ pub(crate) struct Load {
     pub graph: Arc<Graph>,
     pub caches: BTreeSet<CacheId>,
     pub sink: Arc<dyn Sink>,
+    pub patron: Patron,
+}
+
+/// What a job lends to the work that it wants.
+#[derive(Clone)]
+pub(crate) struct Patron {
     pub sessions: Group,
+    pub pins: Pins,
+    pub nested: Option<Arc<dyn Nested>>,
 }
 
 /// A vertex that the solver holds.
@@ -74,8 +83,7 @@ pub(crate) struct Loop {
     vertices: HashMap<VertexId, Held>,
     /// What each load's result is.
     loads: HashMap<u64, (JobId, VertexId, u32)>,
-    /// The sessions that each job brought.
-    jobs: HashMap<JobId, Group>,
+    jobs: HashMap<JobId, Patron>,
     running: HashMap<TaskId, Running>,
     replies: HashMap<RequestId, oneshot::Sender<Reply>>,
     messages: mpsc::WeakUnboundedSender<Message>,
@@ -131,7 +139,7 @@ impl Loop {
     }
 
     fn load(&mut self, load: Load) {
-        let Load { job, number, graph, caches, sink, sessions } = load;
+        let Load { job, number, graph, caches, sink, patron } = load;
         let positions = graph.index();
         let Some(result) = &graph.result else { return };
         let Some(at) = positions.get(&result.vertex).copied() else { return };
@@ -161,9 +169,9 @@ impl Loop {
             if !held.fan.has(job) {
                 held.fan.join(job, sink.clone(), held.vertex.digest.clone());
             }
-            sessions.all().into_iter().for_each(|session| held.sessions.add(session));
+            patron.sessions.all().into_iter().for_each(|session| held.sessions.add(session));
         }
-        self.jobs.insert(job, sessions);
+        self.jobs.insert(job, patron);
     }
 
     fn census(&self) -> Census {
@@ -187,12 +195,12 @@ impl Loop {
     }
 
     fn leave(&mut self, job: JobId) {
-        let gone = self.jobs.remove(&job).unwrap_or_default().all();
+        let gone = self.jobs.remove(&job).map_or_else(Vec::new, |patron| patron.sessions.all());
         for id in self.solver.held_by(job) {
             let Some(held) = self.vertices.get(&id) else { continue };
             held.fan.leave(job);
             let others = self.solver.jobs_of(id).filter_map(|other| self.jobs.get(&other));
-            let kept: Vec<_> = others.flat_map(Group::all).collect();
+            let kept: Vec<_> = others.flat_map(|patron| patron.sessions.all()).collect();
             let is_kept = |id: &str| kept.iter().any(|s| s.id() == id);
             gone.iter().filter(|s| !is_kept(s.id())).for_each(|s| held.sessions.remove(s.id()));
         }
@@ -268,7 +276,14 @@ impl Loop {
         self.running.insert(task, Running { cancel: cancel.clone(), was_cancelled: false });
         let digest = held.vertex.digest.clone();
         let reporter = Reporter::new(held.fan.clone(), digest.clone());
-        let context = Context { cancel: cancel.clone(), reporter, sessions: held.sessions.clone() };
+        let patrons: Vec<&Patron> = self.solver.jobs_of(id).filter_map(|job| self.jobs.get(&job)).collect();
+        let context = Context {
+            cancel: cancel.clone(),
+            reporter,
+            sessions: held.sessions.clone(),
+            pins: PinGroup::new(patrons.iter().map(|patron| patron.pins.clone())),
+            builders: patrons.iter().filter_map(|patron| patron.nested.clone()).collect(),
+        };
         (Work { task, vertex: digest, cancel, stop, doing }, held.vertex.clone(), context)
     }
 

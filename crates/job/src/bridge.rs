@@ -77,7 +77,11 @@ impl Bridge for BuildBridge {
         build.session().await?;
         let name = if request.log_name.is_empty() { format!("resolve {}", request.op.identifier) } else { request.log_name.clone() };
         let digest = build.vertex_digest(&name);
-        build.in_vertex(digest, &name, async |reporter| build.worker.resolve(request, &build.group, &reporter, &build.cancel).await).await
+        build
+            .in_vertex(digest, &name, async |reporter| {
+                build.worker.resolve(request, &build.group, build.job.pins(), &reporter, &build.cancel).await
+            })
+            .await
     }
 
     async fn solve(&self, request: SolveRequest) -> Result<Outcome> {

@@ -50,23 +50,26 @@ impl Build {
     pub fn new(request: Request, worker: Arc<Worker>, sessions: Arc<dyn Sessions>, settings: Arc<Settings>) -> Result<Arc<Self>> {
         let granted = entitlement::Granted::new(&request.entitlements, &settings.entitlements)?;
         let (hub, cancel, group) = (Hub::new(), Cancel::new(), Group::default());
-        let job = worker.engine().job(&request.id, Arc::new(hub.clone()), group.clone(), cancel.clone());
-        Ok(Arc::new(Self {
-            request,
-            worker,
-            settings,
-            sessions,
-            group,
-            cancel,
-            hub,
-            job,
-            session: OnceCell::new(),
-            returned: watch::channel(None).0,
-            granted,
-            counter: Default::default(),
-            refs: Mutex::default(),
-            kept: Mutex::default(),
-            imports: Imports::default(),
+        Ok(Arc::new_cyclic(|build: &Weak<Self>| {
+            let nested = Arc::new(crate::nested::Steps(build.clone()));
+            let job = worker.engine().job_with(&request.id, Arc::new(hub.clone()), group.clone(), nested, cancel.clone());
+            Self {
+                request,
+                worker,
+                settings,
+                sessions,
+                group,
+                cancel,
+                hub,
+                job,
+                session: OnceCell::new(),
+                returned: watch::channel(None).0,
+                granted,
+                counter: Default::default(),
+                refs: Mutex::default(),
+                kept: Mutex::default(),
+                imports: Imports::default(),
+            }
         }))
     }
 

@@ -16,7 +16,8 @@ mod entitlement;
 mod exports;
 mod files;
 mod gateway;
-pub mod progress_hub;
+pub mod nested;
+mod progress_hub;
 mod reference;
 mod usage;
 

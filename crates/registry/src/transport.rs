@@ -77,7 +77,7 @@ impl Transport {
 
     /// Sends a request and follows redirects. Credentials do not follow to another host or scheme.
     pub async fn send(&self, mut call: Call) -> Result<Answer> {
-        call.headers.insert(USER_AGENT, self.user_agent.clone());
+        call.headers.entry(USER_AGENT).or_insert_with(|| self.user_agent.clone());
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send_once(&call).await.map_err(|source| RegistryError::Request {
                 method: call.method.to_string(),

@@ -36,6 +36,8 @@ pub enum SourceError {
     Missing { digest: Digest },
     #[error("oci-layout blob source requires store id")]
     NoStore,
+    #[error("invalid gzip body")]
+    Gzip { source: std::io::Error },
     #[error("invalid response status {status}")]
     Status { status: u16 },
     #[error("digest mismatch for {url}: {actual} (expected: {expected})")]

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use fault::Result;
-use layers::{Layer, Layers};
+use layers::{Layer, Layers, PinGroup};
 use llb::{SourceOp, Vertex};
 use oci::{Digest, Platform};
 use progress::Reporter;
@@ -42,6 +42,8 @@ pub struct Context {
     /// Of the vertex.
     pub reporter: Reporter,
     pub sessions: Group,
+    /// What names stand for in the builds that use it.
+    pub pins: PinGroup,
 }
 
 impl Sources {

@@ -18,7 +18,7 @@ struct Server {
 }
 
 impl Server {
-    fn start(answer: impl Fn(&str, &str, &str) -> (String, &'static str) + Send + 'static) -> Self {
+    fn start<B: AsRef<[u8]>>(answer: impl Fn(&str, &str, &str) -> (String, B) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Vec<_>>>::default();
@@ -33,8 +33,9 @@ impl Server {
                 let (method, path) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
                 let (head, body) = answer(&method, &path, &headers);
                 log.lock().unwrap().push((method.clone(), path, headers));
-                let body = if method == "HEAD" || head.starts_with("304") { "" } else { body };
-                let _ = write!(stream, "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                let body: &[u8] = if method == "HEAD" || head.starts_with("304") { b"" } else { body.as_ref() };
+                let _ = write!(stream, "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all(body);
             }
         });
         Self { address, seen }
@@ -56,12 +57,12 @@ async fn downloads_once_and_asks_after_that() {
         false => ("200 OK\r\nETag: \"v1\"\r\nLast-Modified: Sun, 06 Nov 1994 08:49:37 GMT".into(), "body"),
     });
     let place = Place::new();
-    let context = context(&[]);
+    let first = context(&[]);
     let url = server.url("/dir/file.txt?x=1");
     let source = vertex(&url, &[("http.perm", "0755"), ("http.uid", "7")]);
-    let key = place.key(&source, 0, &context).await.unwrap();
+    let key = place.key(&source, 0, &first).await.unwrap();
     assert_eq!(key.pin, Digest::of("body").to_string());
-    let layer = place.fetch(&source, &context).await.unwrap().unwrap();
+    let layer = place.fetch(&source, &first).await.unwrap().unwrap();
     assert_eq!(layer.description(), format!("http url {url}"));
     let (id, view) = (layer.id(), layer.view().unwrap());
     drop(layer);
@@ -71,9 +72,11 @@ async fn downloads_once_and_asks_after_that() {
     assert_eq!((metadata.mode & 0o7777, metadata.uid, metadata.gid, metadata.mtime.seconds), (0o755, 7, 0, 784_111_777));
     assert_eq!(server.methods(), ["GET"]);
 
+    drop((view, first));
     let place = place.reopened().await;
-    assert_eq!(place.key(&source, 0, &context).await.unwrap(), key);
-    assert_eq!(place.fetch(&source, &context).await.unwrap().unwrap().id(), id);
+    let second = context(&[]);
+    assert_eq!(place.key(&source, 0, &second).await.unwrap(), key);
+    assert_eq!(place.fetch(&source, &second).await.unwrap().unwrap().id(), id);
     assert_eq!(server.methods(), ["GET", "HEAD"]);
 }
 
@@ -137,4 +140,49 @@ async fn clients_may_upload_what_they_have() {
     assert_eq!(key.pin, Digest::of("from stdin").to_string());
     let layer = place.fetch(&source, &context).await.unwrap().unwrap();
     assert_eq!(read(&layer.view().unwrap(), "context"), "from stdin");
+}
+
+#[tokio::test]
+async fn a_build_sees_one_version_of_a_url() {
+    let count = std::sync::atomic::AtomicU32::new(0);
+    let server = Server::start(move |_, _, _| {
+        let n = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        (format!("200 OK\r\nETag: \"v{n}\"\r\nLast-Modified: Sunday, 06-Nov-94 08:49:37 UTC"), format!("body {n}"))
+    });
+    let place = Place::new();
+    let build = context(&[]);
+    let source = vertex(&server.url("/f"), &[]);
+    let meta = place.sources.http_meta(&op(&server.url("/f"), &[]), None, &build).await.unwrap();
+    assert_eq!((meta.digest.clone(), meta.last_modified), (Digest::of("body 0"), Some(784_111_777)));
+    // Neither a prune nor a new version on the server changes what the build goes on with.
+    let rule = layers::Rule { all: true, ..layers::Rule::default() };
+    place.layers.prune(&[rule], |_| true).unwrap();
+    assert_eq!(place.key(&source, 0, &build).await.unwrap().pin, meta.digest.to_string());
+    let layer = place.fetch(&source, &build).await.unwrap().unwrap();
+    assert_eq!(read(&layer.view().unwrap(), "f"), "body 0");
+    assert_eq!(server.methods(), ["GET"]);
+    // The next build asks again.
+    let next = context(&[]);
+    assert_eq!(place.key(&source, 0, &next).await.unwrap().pin, Digest::of("body 2").to_string());
+    assert_eq!(server.methods(), ["GET", "HEAD", "GET"]);
+}
+
+#[tokio::test]
+async fn compression_of_the_way_is_undone() {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    packed.write_all(&b"body ".repeat(10_000)).unwrap();
+    let packed = packed.finish().unwrap();
+    let cut = packed.len() / 2;
+    let server = Server::start(move |_, path, headers| {
+        assert!(headers.contains("accept-encoding: gzip") && headers.contains("user-agent: mine"), "{headers}");
+        ("200 OK\r\nContent-Encoding: gzip".into(), if path == "/cut" { packed[..cut].to_vec() } else { packed.clone() })
+    });
+    let place = Place::new();
+    let agent = [("http.header.user-agent", "mine")];
+    let source = vertex(&server.url("/f"), &agent);
+    let pin = place.key(&source, 0, &context(&[])).await.unwrap().pin;
+    assert_eq!(pin, Digest::of(b"body ".repeat(10_000)).to_string());
+    let cut = vertex(&server.url("/cut"), &agent);
+    let error = place.key(&cut, 0, &context(&[])).await.unwrap_err().to_string();
+    assert!(error.starts_with("invalid gzip body"), "{error}");
 }

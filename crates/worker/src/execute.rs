@@ -8,7 +8,7 @@ use layers::{Draft, Layer, LayerId, Layers, Properties, Room};
 use llb::{Op, Vertex, cache_key};
 use oci::{Digest, Platform};
 use ops::exec::{Exec, Request};
-use ops::{checksum, file};
+use ops::{build, checksum, file};
 use snapshot::{Editor, View};
 use sources::Sources;
 
@@ -100,7 +100,7 @@ impl Steps {
                 Ok(vec![self.layers.diff(lower.as_ref(), upper.as_ref(), Properties::new(&vertex.name))])
             }
             Op::Passthrough { outputs, .. } => Ok(outputs.iter().map(|&i| inputs.get(i as usize).cloned().flatten()).collect()),
-            Op::Build(_) => Err(Fault::new(Kind::Unimplemented, "build ops (nested builds) are not supported by this version of kiln")),
+            Op::Build(op) => Ok(vec![self.nested(op, &inputs, context).await?]),
             Op::File(op) => {
                 realize(&inputs, context).await?;
                 self.run_file(vertex, op, inputs, context).await
@@ -108,11 +108,29 @@ impl Steps {
             Op::Exec(op) => {
                 realize(&inputs, context).await?;
                 self.check_platform(vertex)?;
-                let Context { cancel, reporter, sessions } = context;
+                let Context { cancel, reporter, sessions, .. } = context;
                 let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel };
                 self.exec.run(request).await.map_err(|failure| Remains::of_exec(vertex, failure))
             }
         }
+    }
+
+    /// Builds the graph that is in one of the inputs, as part of a build that wants it.
+    async fn nested(&self, op: &llb::BuildOp, inputs: &[Option<Layer>], context: &Context) -> Result<Option<Layer>> {
+        let index = build::definition_input(op)?;
+        let layer = inputs.get(index).ok_or_else(|| Fault::invalid(format!("invalid index {index}")))?.clone();
+        realize(std::slice::from_ref(&layer), context).await?;
+        let op = op.clone();
+        let graph = task::blocking(move || build::definition(&op, layer.as_ref())).await?;
+        let mut outcome = Err(Fault::new(Kind::Precondition, "no build is there to build a graph in"));
+        for builder in &context.builders {
+            outcome = builder.build(graph.clone()).await;
+            // A build that is given up does not take the others with it.
+            if !outcome.as_ref().is_err_and(|fault| fault.kind() == Kind::Canceled) {
+                break;
+            }
+        }
+        outcome
     }
 
     /// A platform that this machine cannot run is refused before the step starts, with what would help.
@@ -185,5 +203,6 @@ async fn realize(inputs: &[Option<Layer>], context: &Context) -> Result<()> {
 }
 
 fn source_context(context: &Context) -> sources::Context {
-    sources::Context { cancel: context.cancel.clone(), reporter: context.reporter.clone(), sessions: context.sessions.clone() }
+    let Context { cancel, reporter, sessions, pins, .. } = context.clone();
+    sources::Context { cancel, reporter, sessions, pins }
 }

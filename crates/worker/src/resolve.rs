@@ -1,6 +1,7 @@
 //! Answers frontends that ask what a source stands for.
 use fault::{Fault, Result};
 use frontend::bridge::{GitMeta, HttpMeta, ImageMeta, ResolveRequest, SourceMeta};
+use layers::{PinGroup, Pins};
 use progress::Reporter;
 use session::Group;
 use sources::Context;
@@ -10,8 +11,16 @@ use crate::open::Worker;
 
 impl Worker {
     /// Pins a source without fetching it.
-    pub async fn resolve(&self, request: ResolveRequest, sessions: &Group, reporter: &Reporter, cancel: &Cancel) -> Result<SourceMeta> {
-        let context = Context { cancel: cancel.clone(), reporter: reporter.clone(), sessions: sessions.clone() };
+    pub async fn resolve(
+        &self,
+        request: ResolveRequest,
+        sessions: &Group,
+        pins: &Pins,
+        reporter: &Reporter,
+        cancel: &Cancel,
+    ) -> Result<SourceMeta> {
+        let pins = PinGroup::new([pins.clone()]);
+        let context = Context { cancel: cancel.clone(), reporter: reporter.clone(), sessions: sessions.clone(), pins };
         let mut op = request.op.clone();
         let scheme = op.identifier.split_once("://").map(|(scheme, _)| scheme.to_owned()).unwrap_or_default();
         match scheme.as_str() {

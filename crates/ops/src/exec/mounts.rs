@@ -1,8 +1,9 @@
 //! The mounts of a container: which trees it sees, which of them it may write, and what becomes of them.
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fault::{Context as _, Fault, Kind, Result};
-use layers::{Cell, Draft, Layer, Properties, Sharing as CellSharing};
+use layers::{Cell, Draft, Layer, LayerId, Properties, Sharing as CellSharing};
 use llb::{MountKind, Sharing};
 use sandbox::{Mount, MountSource};
 use session::{Forward, Group};
@@ -40,7 +41,7 @@ enum Backing {
         output: Option<u32>,
     },
     Cache {
-        cell: Cell,
+        cell: Arc<Cell>,
     },
     /// Kept alive for as long as the process runs.
     Socket {
@@ -60,6 +61,9 @@ pub struct Prepared {
     outputs: usize,
 }
 
+/// The cells of one container so far, by key and base: a cache that it mounts twice is one, whatever its sharing.
+type Cells = Vec<(String, Option<LayerId>, Arc<Cell>)>;
+
 impl Prepared {
     pub async fn new(exec: &Exec, wanted: &Wanted<'_>) -> Result<Self> {
         let count = wanted.mounts.len();
@@ -73,8 +77,9 @@ impl Prepared {
             mounts: Vec::new(),
             outputs: wanted.mounts.iter().filter(|m| has_output(m)).count(),
         };
+        let mut cells = Cells::new();
         for index in order {
-            prepared.add(exec, wanted, index).await?;
+            prepared.add(exec, wanted, index, &mut cells).await?;
         }
         match prepared.root_index {
             Some(_) => Ok(prepared),
@@ -82,7 +87,7 @@ impl Prepared {
         }
     }
 
-    async fn add(&mut self, exec: &Exec, wanted: &Wanted<'_>, index: usize) -> Result<()> {
+    async fn add(&mut self, exec: &Exec, wanted: &Wanted<'_>, index: usize, cells: &mut Cells) -> Result<()> {
         let mount = &wanted.mounts[index];
         let dest = destination(wanted, index);
         if dest == "/" && !matches!(mount.kind, MountKind::Bind) {
@@ -99,12 +104,7 @@ impl Prepared {
         let (source, backing) = match &mount.kind {
             MountKind::Bind => self.bind(exec, wanted, index, input)?,
             MountKind::Cache { id, sharing } => {
-                let key = if id.is_empty() { &dest } else { id };
-                if wanted.fresh_caches {
-                    exec.layers.clear_cells(key, input.as_ref())?;
-                }
-                let properties = Properties::new(describe("cached mount", &dest, wanted)).of_type("exec.cachemount");
-                let cell = exec.layers.cell(key, input.as_ref(), cell_sharing(*sharing), properties, wanted.cancel).await?;
+                let cell = cache(exec, wanted, &dest, id, *sharing, input.as_ref(), cells).await?;
                 let spec = cell.mount_spec()?;
                 (Some(spec), Backing::Cache { cell })
             }
@@ -241,6 +241,34 @@ impl Prepared {
         })
         .await
     }
+}
+
+/// The cell behind a cache mount: of all of this container that name it, the first decides how it is shared.
+async fn cache(
+    exec: &Exec,
+    wanted: &Wanted<'_>,
+    dest: &str,
+    id: &str,
+    sharing: Sharing,
+    base: Option<&Layer>,
+    cells: &mut Cells,
+) -> Result<Arc<Cell>> {
+    let key = if id.is_empty() { dest } else { id };
+    let base_id = base.map(Layer::id);
+    if let Some((_, _, cell)) = cells.iter().find(|(known, over, _)| known == key && *over == base_id) {
+        return Ok(cell.clone());
+    }
+    if wanted.fresh_caches {
+        exec.layers.clear_cells(key, base)?;
+    }
+    let mut description = describe("cached mount", dest, wanted);
+    if key != dest {
+        description.push_str(&format!(" with id {key:?}"));
+    }
+    let properties = Properties::new(description).of_type("exec.cachemount");
+    let cell = Arc::new(exec.layers.cell(key, base, cell_sharing(sharing), properties, wanted.cancel).await?);
+    cells.push((key.to_owned(), base_id, cell.clone()));
+    Ok(cell)
 }
 
 fn committed(draft: Draft, stubs: &[PathBuf]) -> Result<Layer> {

@@ -1,4 +1,5 @@
 //! `http://` and `https://`: a URL's body as a file.
+mod body;
 mod file;
 mod request;
 mod resolve;

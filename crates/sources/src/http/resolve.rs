@@ -1,14 +1,15 @@
 //! Finds out what a URL holds, fetching it unless the server says that nothing changed.
 use bytes::Bytes;
 use fault::{Context as _, Fault, Result};
-use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH};
 use http::{Method, StatusCode};
 use kv::{Batch, Json, Table};
-use layers::{Layer, LayerId, Properties};
+use layers::{Layer, LayerId, Pin, Properties};
 use oci::{Digest, Hasher};
 use registry::WebAnswer;
 use serde::{Deserialize, Serialize};
 
+use super::body::Body;
 use super::request::Request;
 use crate::error::SourceError;
 use crate::store::{Context, Shared};
@@ -43,9 +44,15 @@ pub(crate) async fn resolve(shared: &Shared, request: &Request, context: &Contex
     if let (Some(digest), false) = (&request.checksum, content) {
         return Ok(Resolved { layer: None, digest: digest.clone(), filename: request.file_name(None), modified: None });
     }
-    let resolved = match request.host().as_str() {
-        SESSION_HOST => pull_from_session(shared, request, context).await?,
-        _ => ask(shared, request, context).await?,
+    let resolved = match pinned(request, context)? {
+        Some(resolved) => resolved,
+        None => {
+            let found = match request.host().as_str() {
+                SESSION_HOST => pull_from_session(shared, request, context).await?,
+                _ => ask(shared, request, context).await?,
+            };
+            pin(request, context, found)?
+        }
     };
     match request.checksum.as_ref().filter(|expected| **expected != resolved.digest) {
         None => Ok(resolved),
@@ -53,6 +60,34 @@ pub(crate) async fn resolve(shared: &Shared, request: &Request, context: &Contex
             Err(SourceError::Checksum { url: request.url.clone(), actual: resolved.digest, expected: expected.clone() }.into())
         }
     }
+}
+
+/// What is remembered of a URL for as long as a build lasts.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    digest: Digest,
+    filename: String,
+    modified: Option<i64>,
+}
+
+/// What the URL was found to hold earlier in the same build.
+fn pinned(request: &Request, context: &Context) -> Result<Option<Resolved>> {
+    context.pins.get(&pin_name(request)).map(resolved).transpose()
+}
+
+fn pin(request: &Request, context: &Context, found: Resolved) -> Result<Resolved> {
+    let Resolved { layer, digest, filename, modified } = found;
+    let note = serde_json::to_vec(&Note { digest, filename, modified }).map_err(|e| Fault::of(fault::Kind::Internal, e))?;
+    resolved(context.pins.put(&pin_name(request), Pin { layer, note }))
+}
+
+fn resolved(pin: Pin) -> Result<Resolved> {
+    let Note { digest, filename, modified } = serde_json::from_slice(&pin.note).map_err(|e| Fault::of(fault::Kind::Internal, e))?;
+    Ok(Resolved { layer: pin.layer, digest, filename, modified })
+}
+
+fn pin_name(request: &Request) -> String {
+    format!("http:{}", request.memory())
 }
 
 async fn ask(shared: &Shared, request: &Request, context: &Context) -> Result<Resolved> {
@@ -133,7 +168,8 @@ async fn save(
 ) -> Result<(Layer, Digest)> {
     let mut file = request.placement.begin(shared, properties(request), filename.to_owned())?;
     let mut hasher = Hasher::new();
-    while let Some(chunk) = answer.next().await? {
+    let mut body = Body::new(answer);
+    while let Some(chunk) = body.next().await? {
         hasher.update(&chunk);
         file.write(chunk).await?;
     }
@@ -174,7 +210,7 @@ fn etag(value: &str) -> String {
 
 /// The op's own headers, and what the clients' secrets say for the host.
 async fn headers(request: &Request, context: &Context) -> Result<HeaderMap> {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]);
     let invalid = |what| SourceError::Attr { what, value: String::new() };
     for field in &request.headers {
         let name: HeaderName = field.name.parse().map_err(|_| invalid("header"))?;

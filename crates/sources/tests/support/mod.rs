@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Fault, Kind, Result};
-use layers::{Layer, Layers};
+use layers::{Layer, Layers, PinGroup, Pins};
 use llb::{Op, SourceOp, Vertex};
 use oci::{Digest, Platform};
 use progress::{Reporter, Sink, Update};
@@ -107,7 +107,12 @@ pub fn context(clients: &[Arc<Client>]) -> Context {
 
 pub fn watched(clients: &[Arc<Client>], sink: Arc<dyn Sink>) -> Context {
     let sessions = Group::new(clients.iter().map(|c| c.clone() as Arc<dyn Session>));
-    Context { cancel: Cancel::new(), reporter: Reporter::new(sink, Digest::of(b"vertex")), sessions }
+    Context {
+        cancel: Cancel::new(),
+        reporter: Reporter::new(sink, Digest::of(b"vertex")),
+        sessions,
+        pins: PinGroup::new([Pins::default()]),
+    }
 }
 
 pub fn read(view: &snapshot::View, path: &str) -> String {
