@@ -14,6 +14,6 @@ mod server;
 pub mod session;
 mod status_stream;
 
-pub use gateway::serve_pipe;
+pub use gateway::{Door, serve_pipe};
 pub use server::Server;
 pub use session::Sessions;

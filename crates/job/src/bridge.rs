@@ -11,6 +11,7 @@ use oci::Reference;
 use progress::{Sink as _, Update, Warning};
 
 use crate::build::{Build, unsupported};
+use crate::contained;
 use crate::reference::BuildRef;
 
 pub struct BuildBridge {
@@ -51,10 +52,7 @@ impl BuildBridge {
             Arc::new(Self::new(self.build.clone(), request.frontend_opts.clone(), request.frontend_inputs.clone()));
         match name {
             "dockerfile.v0" if self.build.settings.dockerfile_enabled => Box::pin(frontend::dockerfile::build(&*nested)).await,
-            "gateway.v0" if self.build.settings.gateway_enabled => {
-                let source = request.frontend_opts.get("source").map_or("", String::as_str);
-                Err(unsupported(&format!("a frontend in a container (gateway.v0 with source {source:?})")))
-            }
+            "gateway.v0" if self.build.settings.gateway_enabled => Box::pin(contained::run(&self.build, &request, nested)).await,
             _ => Err(Fault::invalid(format!("invalid frontend: {name}"))),
         }
     }

@@ -36,7 +36,7 @@ pub struct Build {
     pub(crate) job: Job,
     session: OnceCell<Option<Arc<dyn Session>>>,
     /// What the client of a client-driven build returned.
-    returned: watch::Sender<Option<Result<Outcome>>>,
+    returned: Arc<watch::Sender<Option<Result<Outcome>>>>,
     granted: entitlement::Granted,
     counter: std::sync::atomic::AtomicU64,
     /// Refs given out, so that one that comes back is known again.
@@ -63,7 +63,7 @@ impl Build {
                 hub,
                 job,
                 session: OnceCell::new(),
-                returned: watch::channel(None).0,
+                returned: Arc::new(watch::channel(None).0),
                 granted,
                 counter: Default::default(),
                 refs: Mutex::default(),
@@ -93,7 +93,7 @@ impl Build {
         self.request.client_driven().then(|| Arc::new(crate::driven::Driven::new(self)) as Arc<dyn Gateway>)
     }
 
-    pub(crate) fn returned(&self) -> &watch::Sender<Option<Result<Outcome>>> {
+    pub(crate) fn returned(&self) -> &Arc<watch::Sender<Option<Result<Outcome>>>> {
         &self.returned
     }
 

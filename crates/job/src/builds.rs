@@ -11,6 +11,7 @@ use crate::api::{self, Blobs, PruneRule, Request, Response, Service, Sessions, U
 use crate::blobs::ContentBlobs;
 use crate::board::{Board, Place};
 use crate::build::Build;
+use crate::contained::FrontendDoor;
 use crate::gateway::Gateway;
 use crate::progress_hub::{Hub, Watch};
 use crate::usage;
@@ -29,6 +30,10 @@ pub struct Settings {
     pub entitlements: Vec<String>,
     pub dockerfile_enabled: bool,
     pub gateway_enabled: bool,
+    /// Repositories whose images may be frontends; none means all.
+    pub gateway_sources: Vec<String>,
+    /// How frontends in containers are served.
+    pub frontend_door: Arc<dyn FrontendDoor>,
 }
 
 /// All builds of a daemon.

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use fault::{Detail, Fault, Kind, Result};
 use frontend::{Bridge, Outcome, Ref};
 use layers::Layer;
+use tokio::sync::watch;
 use worker::Remains;
 
 use crate::bridge::BuildBridge;
@@ -16,12 +17,23 @@ use crate::reference::BuildRef;
 pub struct Driven {
     build: Arc<Build>,
     bridge: Arc<dyn Bridge>,
+    returned: Arc<watch::Sender<Option<Result<Outcome>>>>,
 }
 
 impl Driven {
     pub fn new(build: Arc<Build>) -> Self {
         let bridge = Arc::new(BuildBridge::new(build.clone(), build.request.frontend_attrs.clone(), Default::default()));
-        Self { build, bridge }
+        let returned = build.returned().clone();
+        Self { build, bridge, returned }
+    }
+
+    /// For a frontend in a container: what it returns is no end of the build yet.
+    pub fn of_frontend(build: Arc<Build>, bridge: Arc<dyn Bridge>) -> Self {
+        Self { build, bridge, returned: Arc::new(watch::channel(None).0) }
+    }
+
+    pub fn returned(&self) -> Option<Result<Outcome>> {
+        self.returned.borrow().clone()
     }
 }
 
@@ -32,7 +44,7 @@ impl Gateway for Driven {
     }
 
     async fn finish(&self, outcome: Result<Outcome>) -> Result<()> {
-        let first = self.build.returned().send_if_modified(|slot| {
+        let first = self.returned.send_if_modified(|slot| {
             let empty = slot.is_none();
             if empty {
                 *slot = Some(outcome);

@@ -9,10 +9,14 @@ mod service;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use frontend::Ref;
 use job::{Container, Gateway, Service};
 use proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 use wire::status;
 
@@ -114,6 +118,17 @@ impl Drop for Forget {
         if let Some(drive) = self.gateways.table().remove(&self.build) {
             task::spawn("release gateway containers", async move { drive.release().await });
         }
+    }
+}
+
+/// Serves frontends in containers.
+pub struct Door;
+
+#[async_trait::async_trait]
+impl job::FrontendDoor for Door {
+    async fn serve(&self, gateway: Arc<dyn Gateway>, incoming: mpsc::Receiver<Bytes>, outgoing: mpsc::Sender<Bytes>) -> fault::Result<()> {
+        let incoming = ReceiverStream::new(incoming).map(Ok);
+        serve_pipe(gateway, wire::Pipe::new(incoming, outgoing)).await.map_err(|e| fault::Fault::of(fault::Kind::Unavailable, e))
     }
 }
 

@@ -73,6 +73,8 @@ struct SystemTable {
 #[serde(default)]
 struct FrontendTable {
     enabled: Option<bool>,
+    #[serde(rename = "allowedRepositories")]
+    allowed_repositories: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -201,6 +203,7 @@ pub struct Config {
     pub entitlements: Vec<String>,
     pub dockerfile_enabled: bool,
     pub gateway_enabled: bool,
+    pub gateway_sources: Vec<String>,
     pub grace_period: Duration,
     pub idle_exit: Option<Duration>,
     pub dns: sandbox::Dns,
@@ -306,6 +309,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         },
         entitlements,
         dockerfile_enabled: file.frontend.get("dockerfile.v0").and_then(|f| f.enabled).unwrap_or(true),
+        gateway_sources: file.frontend.get("gateway.v0").map(|f| f.allowed_repositories.clone()).unwrap_or_default(),
         gateway_enabled: file.frontend.get("gateway.v0").and_then(|f| f.enabled).unwrap_or(true),
         grace_period: flags.grace_period.unwrap_or(Duration::from_secs(20)),
         idle_exit: flags.idle_exit,

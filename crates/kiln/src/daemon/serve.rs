@@ -97,6 +97,8 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         entitlements: config.entitlements,
         dockerfile_enabled: config.dockerfile_enabled,
         gateway_enabled: config.gateway_enabled,
+        gateway_sources: config.gateway_sources,
+        frontend_door: Arc::new(grpc::Door),
     };
     Ok(Builds::new(Arc::new(worker), Arc::new(sessions.clone()), settings))
 }
