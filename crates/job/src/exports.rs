@@ -2,21 +2,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use engine::Built;
 use export::{Context as ExportContext, Exported, Exporter, PlatformResult, Source};
 use fault::{Fault, Result};
 use frontend::{Outcome, Refs};
 use layers::{Compression, Layer};
-use oci::{Digest, Platform};
-use progress::Reporter;
-use serde::Deserialize;
+use oci::Digest;
+use progress::{Reporter, Sink as _, Update, Warning};
 use session::Session;
 use solver::Key;
 
 use crate::api::{Response, Typed};
 use crate::build::{Build, response_metadata};
 use crate::caches::{self, Exports};
+use crate::platforms;
 
 /// Solves every ref of the outcome, exports it and the caches, and gives the response.
 pub async fn run(build: &Arc<Build>, outcome: Outcome, caches: Exports) -> Result<Response> {
@@ -24,13 +23,15 @@ pub async fn run(build: &Arc<Build>, outcome: Outcome, caches: Exports) -> Resul
     let exporters = resolve(build, session.as_ref(), &outcome).await?;
     let results = evaluate(build, &outcome).await?;
     let keys: Vec<Vec<Key>> = results.values().map(|built| built.keys.clone()).collect();
+    let listed = platforms::listed(&outcome)?;
+    warn(build, platforms::mismatch(build.attrs().get("platform").map(String::as_str), &outcome, &listed)).await?;
     let mut response = response_metadata(&outcome.metadata);
     let mut finalizers = Vec::new();
     // Manifests and configs stay until they are pushed.
     let mut holds = Vec::new();
     if !exporters.is_empty() {
         let inline = caches.inline.then(|| results.clone());
-        let source = source(results.into_iter().map(|(id, built)| (id, built.layer)).collect(), &outcome)?;
+        let source = source(results.into_iter().map(|(id, built)| (id, built.layer)).collect(), listed, &outcome)?;
         let mut running = Vec::new();
         for (index, exporter) in exporters.into_iter().enumerate() {
             running.push(export(build, session.clone(), exporter, &source, inline.as_ref(), index));
@@ -103,48 +104,33 @@ async fn evaluate(build: &Arc<Build>, outcome: &Outcome) -> Result<BTreeMap<Stri
     solved.into_iter().collect()
 }
 
-#[derive(Deserialize)]
-struct Platforms {
-    #[serde(rename = "Platforms")]
-    platforms: Vec<PlatformEntry>,
-}
-
-#[derive(Deserialize)]
-struct PlatformEntry {
-    #[serde(rename = "ID")]
-    id: String,
-    #[serde(rename = "Platform")]
-    platform: Platform,
-}
-
-fn source(mut results: BTreeMap<String, Option<Layer>>, outcome: &Outcome) -> Result<Source> {
+fn source(mut results: BTreeMap<String, Option<Layer>>, listed: Vec<platforms::Entry>, outcome: &Outcome) -> Result<Source> {
     let is_map = matches!(outcome.refs, Refs::Map(_));
-    let listed = match outcome.metadata.get("refs.platforms") {
-        Some(json) => {
-            serde_json::from_slice::<Platforms>(json)
-                .map_err(|e| Fault::invalid(format!("failed to parse platforms passed to exporter: {e}")))?
-                .platforms
-        }
-        None if is_map => return Err(Fault::invalid("unable to export multiple refs, missing platforms mapping")),
-        None => {
-            let platform = platform_of_config(outcome.metadata.get("containerimage.config")).unwrap_or_else(Platform::host);
-            vec![PlatformEntry { id: platform.to_string(), platform }]
-        }
-    };
     let results = listed
         .into_iter()
         .map(|entry| {
             let key = if is_map { entry.id.as_str() } else { "" };
             let layer = results.remove(key).ok_or_else(|| Fault::invalid(format!("failed to find ref for ID {}", entry.id)))?;
-            Ok(PlatformResult { id: entry.id, platform: entry.platform.normalized(), layer })
+            Ok(PlatformResult { id: entry.id, platform: entry.platform, layer })
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Source { results, is_map, metadata: outcome.metadata.clone(), attestations: BTreeMap::new() })
 }
 
-fn platform_of_config(config: Option<&Bytes>) -> Option<Platform> {
-    let platform: Platform = serde_json::from_slice(config?).ok()?;
-    (!platform.os.is_empty() && !platform.architecture.is_empty()).then(|| platform.normalized())
+/// Shows warnings about the result as a vertex of their own.
+async fn warn(build: &Build, warnings: Vec<String>) -> Result<()> {
+    if warnings.is_empty() {
+        return Ok(());
+    }
+    let vertex = build.vertex_digest("verify");
+    let show = async |_| {
+        for short in warnings {
+            let (detail, url) = (Vec::new(), String::new());
+            build.hub().emit(Update::Warning(Warning { vertex: vertex.clone(), level: 0, short: short.into(), detail, url, source: None }));
+        }
+        Ok(())
+    };
+    build.in_vertex(vertex.clone(), "Verifying build result", show).await
 }
 
 /// Runs one exporter as a vertex of its own, whose digest and name come back too.

@@ -18,6 +18,7 @@ mod exports;
 mod files;
 mod gateway;
 mod nested;
+mod platforms;
 pub mod progress_hub;
 mod reference;
 mod usage;

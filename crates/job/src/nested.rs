@@ -19,6 +19,6 @@ impl engine::Nested for Steps {
         if graph.result.is_none() {
             return Ok(None);
         }
-        BuildRef::new(build, Arc::new(graph))?.layer().await
+        BuildRef::new(build, Arc::new(graph), Vec::new())?.layer().await
     }
 }

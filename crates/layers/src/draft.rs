@@ -90,7 +90,9 @@ impl Draft {
         let cost = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut state = State { cost, ..State::default() };
         if self.mounted.into_inner() {
-            state.opaque = crate::opaque::tidy(&self.home, &self.tree, &self.stack)?;
+            let hides = crate::opaque::tidy(&self.home, &self.tree, &self.stack)?;
+            let shows = crate::redundant::remove(&self.home, &self.tree, &self.stack)?;
+            state.opaque = hides || shows;
         }
         state.tree = Some(self.home.0.trees.commit(self.tree)?);
         let kind = Kind::Layer { parent: self.parent.as_ref().map(|p| p.0.clone()) };

@@ -18,6 +18,7 @@ use crate::compare::is_directory;
 use crate::error::{Error, Result};
 use crate::node::{Kind, Layer, Node};
 use crate::opaque::mark;
+use crate::same::{self, Item};
 use crate::store::Layers;
 use crate::unpack::Unpacked;
 
@@ -137,8 +138,8 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    /// `hidden`: a directory above hides what is below this one.
-    fn directory(&self, from: &Path, to: &Path, path: &Path, hidden: bool) -> Result<()> {
+    /// `hidden`: a directory above hides what is below this one. Returns whether there is anything in the copy.
+    fn directory(&self, from: &Path, to: &Path, path: &Path, hidden: bool) -> Result<bool> {
         self.cancel.check()?;
         let covers = is_directory(self.below, path)?;
         let own = names(from)?;
@@ -147,7 +148,10 @@ impl Copy<'_> {
             let metadata = from.symlink_metadata().map_err(Error::io("look at", &from))?;
             if metadata.is_dir() {
                 fs::create_dir(&to).map_err(Error::io("make directory", &to))?;
-                self.directory(&from, &to, &path, hidden || mark(&from)?.is_some())?;
+                let hides = hidden || mark(&from)?.is_some();
+                if !self.directory(&from, &to, &path, hides)? && !hides && self.is_unchanged(&from, &path)? {
+                    fs::remove_dir(&to).map_err(Error::io("remove", &to))?;
+                }
             } else {
                 rustix::fs::linkat(CWD, &from, CWD, &to, AtFlags::empty()).map_err(|e| Error::io("link", &to)(e.into()))?;
             }
@@ -160,7 +164,16 @@ impl Copy<'_> {
                     .map_err(|e| Error::io("make whiteout", &place)(e.into()))?;
             }
         }
-        copy_attributes(from, to)
+        copy_attributes(from, to)?;
+        Ok(!names(to)?.is_empty())
+    }
+
+    /// A directory that differs from the one below at most in its times.
+    fn is_unchanged(&self, from: &Path, path: &Path) -> Result<bool> {
+        match self.below.lookup(path, Follow::No)? {
+            Some(before) => same::unchanged(&(&before).into(), &Item::at(from)?),
+            None => Ok(false),
+        }
     }
 }
 

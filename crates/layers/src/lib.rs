@@ -42,6 +42,7 @@ mod prune;
 mod rank;
 mod realize;
 mod record;
+mod redundant;
 mod same;
 mod store;
 mod tar;

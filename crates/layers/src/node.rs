@@ -38,6 +38,7 @@ pub(crate) enum Kind {
 pub(crate) struct State {
     pub description: String,
     pub tree: Option<TreeId>,
+    /// The tree is only right in its place: it hides whole directories, or shows some that it does not change.
     pub opaque: bool,
     pub explicit: Option<TreeId>,
     pub flat: Option<Flat>,
@@ -177,7 +178,8 @@ impl Node {
                     let kept = upper.as_ref().map_or(Vec::new(), |u| u.chain());
                     let dropped = lower.as_ref().map_or(0, |l| l.chain().len());
                     let reused = kept.into_iter().skip(dropped).rev();
-                    chain.extend(reused.map(|e| Element { explicit: e.explicit || step.explicit, ..e }));
+                    // They no longer lie on what they were made on.
+                    chain.extend(reused.map(|e| Element { explicit: e.explicit || step.explicit || dropped > 0, ..e }));
                 }
             }
         }

@@ -238,6 +238,41 @@ async fn directories_that_steps_make_do_not_hide_others_in_merges() {
 }
 
 #[tokio::test]
+async fn what_a_step_left_as_it_was_is_no_part_of_a_diff() {
+    let home = Home::new();
+    let layers = home.open();
+    let mut base = step(&layers, None, "/etc/a", "1");
+    for (path, text) in [("/tmp/x", "2"), ("/var/log/l", "3"), ("/moved", "4")] {
+        base = step(&layers, Some(&base), path, text);
+    }
+    let after = run(&layers, &base, |root| {
+        let times = |dir: &str| root.join(dir).metadata().unwrap().modified().unwrap();
+        let restore = |dir: &str, time| std::fs::File::open(root.join(dir)).unwrap().set_modified(time).unwrap();
+        // A mount point that came and went.
+        let before = times("etc");
+        std::fs::write(root.join("etc/stub"), "").unwrap();
+        std::fs::remove_file(root.join("etc/stub")).unwrap();
+        restore("etc", before);
+        // Files that came and went; the directory's time tells.
+        std::fs::write(root.join("tmp/y"), "").unwrap();
+        std::fs::remove_file(root.join("tmp/y")).unwrap();
+        std::fs::write(root.join("var/log/y"), "").unwrap();
+        std::fs::remove_file(root.join("var/log/y")).unwrap();
+        // Away and back.
+        std::fs::rename(root.join("moved"), root.join("elsewhere")).unwrap();
+        std::fs::rename(root.join("elsewhere"), root.join("moved")).unwrap();
+        std::fs::write(root.join("new"), "5").unwrap();
+    });
+    let time = |layer: &Layer, path: &str| layer.view().unwrap().require(path, Follow::No).unwrap().metadata().mtime;
+    assert_ne!(time(&base, "/tmp"), time(&after, "/tmp"), "in place the time still shows");
+    assert_eq!(time(&base, "/etc"), time(&after, "/etc"));
+    assert_eq!(listing(&after.view().unwrap()).len(), listing(&base.view().unwrap()).len() + 1);
+    let diff = layers.diff(Some(&base), Some(&after), properties("")).unwrap();
+    diff.realize(&Cancel::new(), &Reporter::silent()).await.unwrap();
+    assert_eq!(listing(&diff.view().unwrap()), ["/new 644 5"]);
+}
+
+#[tokio::test]
 async fn cells_are_shared_private_or_locked() {
     let home = Home::new();
     let layers = home.open();

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 const MAX_LINKS: usize = 255;
@@ -62,12 +62,14 @@ pub(crate) fn ensure(root: BorrowedFd<'_>, path: &Path, want: Want) -> Result<Ma
         let fd = match open_child(parent, text) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
+                let before = rustix::fs::fstat(parent)?;
                 if todo.is_empty() && want == Want::File {
                     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
                     rustix::fs::openat(parent, text, flags, Mode::from_raw_mode(0o755))?;
                 } else {
                     rustix::fs::mkdirat(parent, text, Mode::from_raw_mode(0o755))?;
                 }
+                keep_times(parent, &before)?;
                 created.push(absolute(&here, &name));
                 open_child(parent, text)?
             }
@@ -100,6 +102,16 @@ pub(crate) fn ensure(root: BorrowedFd<'_>, path: &Path, want: Want) -> Result<Ma
 /// Crosses mount points, follows nothing.
 fn open_child(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A mount point is no change of the directory that it is in.
+fn keep_times(dir: BorrowedFd<'_>, before: &Stat) -> Result<(), Errno> {
+    let time = |seconds: i64, nanos| Timespec { tv_sec: seconds, tv_nsec: nanos };
+    let times = Timestamps {
+        last_access: time(before.st_atime, before.st_atime_nsec as i64),
+        last_modification: time(before.st_mtime, before.st_mtime_nsec as i64),
+    };
+    rustix::fs::utimensat(dir, ".", &times, AtFlags::empty())
 }
 
 fn names(path: &[u8]) -> Vec<Vec<u8>> {
