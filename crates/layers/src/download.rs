@@ -61,7 +61,7 @@ impl Layers {
             return Ok(None);
         }
         let source = node.state().source.clone();
-        let source = source.ok_or_else(|| Error::NoSource { id: node.id, digest: blob.digest.clone() })?;
+        let mut source = source.ok_or_else(|| Error::NoSource { id: node.id, digest: blob.digest.clone() })?;
         let key = format!("layer {}", blob.digest);
         loop {
             let permit = self.0.budget.unpacks.clone().try_acquire_owned().ok();
@@ -73,6 +73,10 @@ impl Layers {
                 Err(Error::Content(content::Error::Mismatch { .. })) if resumed => {
                     tracing::warn!(digest = %blob.digest, "a partial download was damaged; starting over");
                 }
+                Err(error) if !cancel.is_cancelled() => match other_source(node, &source) {
+                    Some(other) => source = other,
+                    None => return Err(error.into()),
+                },
                 outcome => return Ok(outcome?),
             }
         }
@@ -144,6 +148,16 @@ impl Layers {
         });
         Ok(Feed { chunks: Some(chunks), work: Some(work), stop })
     }
+}
+
+/// Another source than the one that failed, if somebody has named one meanwhile. Who failed is not asked again: the next who wants the layer says where
+/// it is.
+fn other_source(node: &Node, failed: &Arc<dyn BlobSource>) -> Option<Arc<dyn BlobSource>> {
+    let mut state = node.state();
+    if state.source.as_ref().is_some_and(|source| Arc::ptr_eq(source, failed)) {
+        state.source = None;
+    }
+    state.source.clone()
 }
 
 struct Unpacking {

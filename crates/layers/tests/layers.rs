@@ -237,6 +237,44 @@ async fn directories_that_steps_make_do_not_hide_others_in_merges() {
     assert_eq!(alone, ["/out", "/out/b", "/x", "/x/new"]);
 }
 
+/// A registry that fails, while another build names one that does not.
+struct Overtaken {
+    layers: Layers,
+    image: Vec<layers::ImageLayer>,
+    by: Arc<common::Source>,
+}
+
+#[async_trait::async_trait]
+impl layers::BlobSource for Overtaken {
+    async fn fetch(&self, _: &oci::Descriptor, _: u64) -> fault::Result<layers::ByteStream> {
+        self.layers.from_image(self.image.clone(), self.by.clone()).unwrap();
+        Err(fault::Fault::new(fault::Kind::Denied, "denied"))
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_one_registry_fails_to_give_comes_from_another() {
+    let archives = [Archive::default().file("a", "1").end(), Archive::default().file("b", "2").end()];
+    let (image, good) = image(&archives);
+    let good = Arc::new(good);
+    let home = Home::new();
+    let layers = home.open();
+    let broken = layers.from_image(image.clone(), Arc::new(common::Source::default())).unwrap().unwrap();
+    let fault = broken.realize(&Cancel::new(), &Reporter::silent()).await.unwrap_err();
+    assert!(fault.to_string().contains("no such blob"), "{fault}");
+    assert!(!broken.missing().unwrap().is_empty(), "who failed is not asked again");
+    let whole = layers.from_image(image, good.clone()).unwrap().unwrap();
+    assert_eq!(whole, broken, "equal digests are one layer");
+    whole.realize(&Cancel::new(), &Reporter::silent()).await.unwrap();
+    assert_eq!(listing(&broken.view().unwrap()), ["/a 644 1", "/b 644 2"]);
+
+    let (other, serves) = common::image(&[Archive::default().file("c", "3").end()]);
+    let overtaken = Overtaken { layers: layers.clone(), image: other.clone(), by: Arc::new(serves) };
+    let layer = layers.from_image(other, Arc::new(overtaken)).unwrap().unwrap();
+    layer.realize(&Cancel::new(), &Reporter::silent()).await.unwrap();
+    assert_eq!(listing(&layer.view().unwrap()), ["/c 644 3"]);
+}
+
 #[tokio::test]
 async fn what_a_step_left_as_it_was_is_no_part_of_a_diff() {
     let home = Home::new();

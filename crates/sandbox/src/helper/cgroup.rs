@@ -161,6 +161,9 @@ impl Cgroups {
                 group.memory = Some((dir.join("memory.oom_control"), "oom_kill "));
             }
         }
+        if insecure {
+            self.own_places(path, &mut group);
+        }
         match &self.devices {
             Some(devices) if !insecure => {
                 group.tasks.push(devices.join("tasks"));
@@ -169,6 +172,23 @@ impl Cgroups {
             _ => {}
         }
         Ok(group)
+    }
+
+    /// A directory in each hierarchy: who may write there shall find a place of its own, which goes with it.
+    fn own_places(&self, path: &str, group: &mut Group) {
+        for hierarchy in &self.hierarchies {
+            let dir = hierarchy.mount.join(path);
+            if group.dirs.contains(&dir) || fs::create_dir_all(&dir).is_err() {
+                continue;
+            }
+            group.dirs.push(dir.clone());
+            let has = |controller: &str| hierarchy.controllers.iter().any(|c| c == controller);
+            // Nobody can join a set of no CPUs; in v2 the join would wait for all of them.
+            if !hierarchy.controllers.is_empty() && (!has("cpuset") || inherit_cpuset(&dir).is_ok()) {
+                group.tasks.push(dir.join("tasks"));
+            }
+            group.places.push((hierarchy.mount.clone(), dir));
+        }
     }
 
     fn create_v2(&self, mount: &Path, path: &str, resources: &Resources, insecure: bool) -> Outcome<Group> {
@@ -229,13 +249,18 @@ pub(super) fn oom_killed(file: &Path, key: &str) -> bool {
     text.lines().find_map(|line| line.strip_prefix(key)).is_some_and(|count| count.trim() != "0")
 }
 
-/// The kernel may take a moment to see that the last process is gone.
+/// The kernel may take a moment to see that the last process is gone. What the container made inside goes first.
 fn remove(dir: &Path) {
     for attempt in 0..200 {
         match fs::remove_dir(dir) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(Duration::from_millis(1 + attempt / 10)),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             _ => break,
         }
+        if attempt == 0 {
+            let children = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+            children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())).for_each(|child| remove(&child.path()));
+        }
+        std::thread::sleep(Duration::from_millis(1 + attempt / 10));
     }
 }
 
@@ -364,6 +389,19 @@ mod tests {
             ("pids.max", "max"),
         ];
         assert_eq!(v2_settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
+    }
+
+    /// Needs root and cgroups that can be written.
+    #[test]
+    fn what_an_insecure_process_makes_goes_with_it() {
+        let cgroups = Cgroups::find();
+        let path = format!("/buildkit/unit-nest-{}", std::process::id());
+        let group = cgroups.create(&path, &Resources::default(), true, &mut |warning| panic!("{warning}")).unwrap();
+        let dirs = group.dirs.clone();
+        assert!(cgroups.is_v2() || dirs.len() > 1, "{dirs:?}");
+        dirs.iter().for_each(|dir| fs::create_dir_all(dir.join("made/deep")).unwrap());
+        group.remove();
+        assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
     }
 
     /// Needs root, and the second version of cgroups mounted somewhere.
