@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::daemon::{Bench, Failed};
-use crate::rows::Fixtures;
+use crate::fixtures::Fixtures;
 
 const CLIENTS: usize = 32;
 /// How many steps each client's build has.

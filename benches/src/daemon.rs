@@ -53,6 +53,11 @@ impl Bench {
         Ok(begun.elapsed().as_secs_f64())
     }
 
+    /// Another daemon of the same kind, on a root of its own.
+    pub fn sibling(&self) -> Self {
+        Self::new(&self.command.join(" "), &self.client.join(" "))
+    }
+
     pub fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
@@ -62,9 +67,18 @@ impl Bench {
 
     /// Resident memory in MB.
     pub fn memory(&self) -> f64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most that was ever resident, in MB.
+    pub fn peak_memory(&self) -> f64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, field: &str) -> f64 {
         let pid = self.child.as_ref().expect("the daemon runs").id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("VmRSS is in status");
+        let line = status.lines().find_map(|l| l.strip_prefix(field)).expect("the field is in status");
         line.trim().trim_end_matches(" kB").trim().parse::<f64>().unwrap() / 1024.0
     }
 

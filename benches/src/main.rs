@@ -14,6 +14,7 @@
 
 mod clients;
 mod daemon;
+mod fixtures;
 mod graphs;
 mod rows;
 
@@ -41,11 +42,13 @@ fn main() -> ExitCode {
     let options = parse(args);
     let registry = testkit::Registry::start();
     registry.push("base", "latest", &testkit::busybox_image());
-    let fixtures = rows::Fixtures::new(&registry.host());
+    let fixtures = fixtures::Fixtures::new(&registry.host());
 
     println!("{:<34}{}", "row (median)", options.daemons.iter().map(|d| format!("{:>24}", tail(d))).collect::<String>());
     for row in rows::ROWS.iter().filter(|row| options.rows.is_empty() || options.rows.iter().any(|r| row.name.contains(r.as_str()))) {
         let mut times: Vec<Vec<f64>> = vec![Vec::new(); options.daemons.len()];
+        // Deleting is for after the row: what follows a large deletion pays for it on many a file system.
+        let mut done = Vec::new();
         for round in 0..options.rounds {
             for (index, command) in options.daemons.iter().enumerate() {
                 let mut bench = Bench::new(command, &options.client);
@@ -56,6 +59,8 @@ fn main() -> ExitCode {
                         code = ExitCode::FAILURE;
                     }
                 }
+                bench.stop();
+                done.push(bench);
             }
         }
         print(row, &mut times);
