@@ -189,6 +189,10 @@ pub trait PacketSink: Send {
 #[async_trait]
 pub trait PacketSource: Send {
     async fn receive(&mut self) -> Result<Option<Packet>>;
+    /// Waits for a packet and gives with it what else has come already; nothing at the end of the stream.
+    async fn receive_some(&mut self) -> Result<Vec<Packet>> {
+        Ok(self.receive().await?.into_iter().collect())
+    }
 }
 
 /// A file on its way to the client.

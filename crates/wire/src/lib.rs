@@ -24,9 +24,10 @@ pub use serve::{serve, serve_until};
 pub const STREAM_WINDOW: u32 = 8 << 20;
 /// The same for all streams of a connection.
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
-/// The same for a session, where a client sends a directory of small files as some ten bytes a frame. The HTTP/2 library gives a connection up whose
-/// unread small frames cost more than half of this, at 256 bytes each: a whole stream's window of such frames has to fit.
-pub const SESSION_WINDOW: u32 = 512 << 20;
+/// The same for a session, where a client may send a directory as entries of some ten bytes a frame without being asked. The HTTP/2 library gives a
+/// connection up whose unread small frames cost more than half of this, at 256 bytes each; who receives a directory must take entries as they come, and
+/// bounds what else it asks for.
+pub const SESSION_WINDOW: u32 = 32 << 20;
 /// The largest HTTP/2 frame that we take.
 pub const MAX_FRAME: u32 = 1 << 20;
 /// Bytes of headers and trailers that we take: failures carry whole source files in theirs.

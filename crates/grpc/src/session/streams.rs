@@ -139,11 +139,18 @@ pub struct PacketStream {
 
 struct Sink(mpsc::Sender<Packet>);
 
-struct Source(Incoming<PbPacket>);
+struct Source {
+    incoming: Incoming<PbPacket>,
+    /// What ended the stream, behind packets that came before.
+    failure: Option<Fault>,
+}
+
+/// How many packets, and how many bytes in them, are handed over at once.
+const SOME: (usize, usize) = (256, 512 << 10);
 
 impl PacketStream {
     pub fn new(sender: mpsc::Sender<Packet>, incoming: Incoming<PbPacket>) -> Self {
-        Self { sink: Sink(sender), source: Source(incoming) }
+        Self { sink: Sink(sender), source: Source { incoming, failure: None } }
     }
 }
 
@@ -179,14 +186,48 @@ impl PacketSink for Sink {
     }
 }
 
-#[async_trait]
-impl PacketSource for Source {
-    async fn receive(&mut self) -> Result<Option<Packet>> {
-        match self.0.next().await {
+impl Source {
+    /// The next packet; `None` at the end.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Packet>>> {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Err(failure));
+        }
+        Poll::Ready(match ready!(Pin::new(&mut self.incoming).poll_next(cx)) {
             Some(Ok(packet)) => wire::into_packet(packet).map(Some),
             Some(Err(status)) => Err(into_fault(&status)),
             None => Ok(None),
-        }
+        })
+    }
+}
+
+#[async_trait]
+impl PacketSource for Source {
+    async fn receive(&mut self) -> Result<Option<Packet>> {
+        std::future::poll_fn(|cx| self.poll(cx)).await
+    }
+
+    async fn receive_some(&mut self) -> Result<Vec<Packet>> {
+        let mut packets: Vec<Packet> = self.receive().await?.into_iter().collect();
+        let mut bytes = 0;
+        std::future::poll_fn(|cx| {
+            while !packets.is_empty() && packets.len() < SOME.0 && bytes < SOME.1 {
+                match self.poll(cx) {
+                    Poll::Ready(Ok(Some(packet))) => {
+                        bytes += if let Packet::Data { data, .. } = &packet { data.len() } else { 0 };
+                        packets.push(packet);
+                    }
+                    Poll::Ready(Err(failure)) => {
+                        self.failure = Some(failure);
+                        break;
+                    }
+                    // The end stays the end.
+                    Poll::Ready(Ok(None)) | Poll::Pending => break,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        Ok(packets)
     }
 }
 

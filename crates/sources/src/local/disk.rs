@@ -17,7 +17,12 @@ pub(crate) struct Disk {
     previous: Option<OwnedFd>,
     /// A directory hands its group down, so that owners must always be set.
     inherits: bool,
+    /// The permissions that a new file does not get when it asks for them.
+    masked: u32,
 }
+
+/// The permissions that new files in a directory get by default, and with it all that its own directories hand down.
+const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 impl Disk {
     pub fn open(root: &Path, previous: Option<&Path>) -> Result<Self, LocalError> {
@@ -25,7 +30,7 @@ impl Disk {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::open(path, flags, Mode::empty()).map_err(LocalError::io("open", &path.to_string_lossy()))
         };
-        Ok(Self { root: open(root)?, previous: previous.map(open).transpose()?, inherits: false })
+        Ok(Self { root: open(root)?, previous: previous.map(open).transpose()?, inherits: false, masked: masked(root) })
     }
 
     pub fn mkdir(&mut self, stat: &Stat) -> Result<(), LocalError> {
@@ -35,6 +40,9 @@ impl Disk {
             rustix::fs::openat(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         let dir = dir.map_err(LocalError::io("open", path))?;
         self.inherits |= stat.mode & go_mode::SETGID != 0;
+        if stat.xattrs.contains_key(DEFAULT_ACL) {
+            self.masked = 0o777;
+        }
         self.dress(&dir, stat)
     }
 
@@ -49,7 +57,7 @@ impl Disk {
             if kind == FileType::CharacterDevice && device == 0 {
                 return Err(LocalError::Whiteout { path: path.to_owned() });
             }
-            let mode = Mode::from_raw_mode(go_mode::to_posix(stat.mode) & 0o7777);
+            let mode = Mode::from_raw_mode(permissions(stat));
             rustix::fs::mknodat(&self.root, path, kind, mode, device).map_err(LocalError::io("create device", path))?;
             rustix::fs::chmodat(&self.root, path, mode, AtFlags::empty()).map_err(LocalError::io("chmod", path))?;
         }
@@ -61,15 +69,24 @@ impl Disk {
             .map_err(LocalError::io("set times of", path))
     }
 
-    pub fn create(&self, path: &str) -> Result<File, LocalError> {
+    pub fn create(&self, stat: &Stat) -> Result<File, LocalError> {
+        let path = stat.path.as_str();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.root, path, flags, Mode::RUSR | Mode::WUSR).map(File::from).map_err(LocalError::io("create", path))
+        let mode = if self.is_made_right(stat) { permissions(stat) } else { 0o600 };
+        rustix::fs::openat(&self.root, path, flags, Mode::from_raw_mode(mode)).map(File::from).map_err(LocalError::io("create", path))
     }
 
     /// Gives a written file its metadata.
     pub fn finish(&self, file: &File, stat: &Stat) -> Result<(), LocalError> {
-        self.dress(file, stat)?;
+        if !self.is_made_right(stat) {
+            self.dress(file, stat)?;
+        }
         rustix::fs::futimens(file, &times(stat.mod_time)).map_err(LocalError::io("set times of", &stat.path))
+    }
+
+    /// Whether a new file needs no change of owner, permissions and attributes.
+    fn is_made_right(&self, stat: &Stat) -> bool {
+        stat.xattrs.is_empty() && !self.needs_owner(stat) && permissions(stat) & (0o7000 | self.masked) == 0
     }
 
     /// Takes an unchanged file over from the last version. `false` if it is not there any more.
@@ -88,7 +105,7 @@ impl Disk {
         let path = stat.path.as_str();
         let from = rustix::fs::openat(previous, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         let mut from = File::from(from.map_err(LocalError::io("open", path))?);
-        let mut to = self.create(path)?;
+        let mut to = self.create(stat)?;
         std::io::copy(&mut from, &mut to).map_err(|source| LocalError::Io { action: "copy", path: path.to_owned(), source })?;
         self.finish(&to, stat)?;
         Ok(true)
@@ -119,13 +136,26 @@ impl Disk {
             let (uid, gid) = owner(stat);
             rustix::fs::fchown(&handle, uid, gid).map_err(LocalError::io("chown", &stat.path))?;
         }
-        let mode = Mode::from_raw_mode(go_mode::to_posix(stat.mode) & 0o7777);
-        rustix::fs::fchmod(&handle, mode).map_err(LocalError::io("chmod", &stat.path))
+        rustix::fs::fchmod(&handle, Mode::from_raw_mode(permissions(stat))).map_err(LocalError::io("chmod", &stat.path))
     }
 
     fn needs_owner(&self, stat: &Stat) -> bool {
         self.inherits || stat.uid != 0 || stat.gid != 0
     }
+}
+
+fn permissions(stat: &Stat) -> u32 {
+    go_mode::to_posix(stat.mode) & 0o7777
+}
+
+/// The umask; everything where the system does not tell, or where something else decides.
+fn masked(root: &Path) -> u32 {
+    if !matches!(rustix::fs::getxattr(root, DEFAULT_ACL, &mut [0u8; 0]), Err(Errno::NODATA | Errno::OPNOTSUPP)) {
+        return 0o777;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o777)
 }
 
 /// Attributes by which overlay file systems mark deletions. A client must not plant them.

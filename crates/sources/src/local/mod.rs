@@ -6,6 +6,7 @@ pub(crate) mod fuzzing;
 mod hash;
 mod index;
 mod metadata;
+mod pace;
 mod receive;
 mod request;
 mod sync;

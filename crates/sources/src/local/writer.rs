@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, IoSlice, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,10 +19,15 @@ use super::error::LocalError;
 use super::hash;
 use super::index::{Index, compare, same};
 use super::metadata;
+use super::pace::Pace;
 use super::validate::Validator;
 
 /// How many files a client may send at the same time; stock clients send four.
 const MAX_OPEN: usize = 256;
+/// As many bytes of a file, or pieces of it, are written at once. Large writes make large pages in the page cache.
+const WRITE: (usize, usize) = (256 << 10, 256);
+/// As many bytes of all files may wait for that.
+const MAX_HELD: usize = 8 << 20;
 
 /// Where the last version is, and what is in it.
 pub(crate) struct Previous {
@@ -53,13 +58,15 @@ pub(crate) struct Writer {
     entries: Vec<Stat>,
     /// Their ids on the wire.
     ids: Vec<u32>,
-    requests: Vec<u32>,
+    pace: Pace,
     /// How far `previous` has been compared.
     compared: usize,
     /// By id on the wire: the place in `entries`.
     files: HashMap<u32, usize>,
     next_id: u32,
     open: HashMap<u32, Incoming>,
+    /// Bytes that came and are not yet written.
+    held: usize,
     /// Digests of the files that came, by their place in `entries`.
     hashes: HashMap<usize, Digest>,
     /// Requested and not yet complete.
@@ -72,6 +79,9 @@ struct Incoming {
     file: File,
     hash: FileHash,
     size: u64,
+    /// What is not yet written.
+    held: Vec<Bytes>,
+    held_bytes: usize,
 }
 
 /// What a sync came to.
@@ -98,11 +108,12 @@ impl Writer {
             validator: Validator::default(),
             entries: Vec::new(),
             ids: Vec::new(),
-            requests: Vec::new(),
+            pace: Pace::default(),
             compared: 0,
             files: HashMap::new(),
             next_id: 0,
             open: HashMap::new(),
+            held: 0,
             hashes: HashMap::new(),
             pending: 0,
             ended: false,
@@ -138,35 +149,40 @@ impl Writer {
         Ok(())
     }
 
-    /// The ids of files whose content is wanted, since the last call.
+    /// The ids of files whose content is wanted now.
     pub fn requests(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.requests)
+        self.pace.next(self.ended)
     }
 
-    pub fn data(&mut self, id: u32, data: &Bytes) -> fault::Result<()> {
+    pub fn data(&mut self, id: u32, data: Bytes) -> fault::Result<()> {
         let place = *self.files.get(&id).ok_or(LocalError::Id { id })?;
         let (disk, stat) = (self.disk.as_ref().ok_or(LocalError::Id { id })?, &self.entries[place]);
         if !self.open.contains_key(&id) {
             if self.open.len() >= MAX_OPEN {
                 return Err(LocalError::Interleaved { limit: MAX_OPEN }.into());
             }
-            self.open.insert(id, Incoming { file: disk.create(&stat.path)?, hash: hash::begin(stat), size: 0 });
+            let incoming = Incoming { file: disk.create(stat)?, hash: hash::begin(stat), size: 0, held: Vec::new(), held_bytes: 0 };
+            self.open.insert(id, incoming);
         }
         let incoming = self.open.get_mut(&id).expect("just inserted");
+        let failed = |source| LocalError::Io { action: "write", path: stat.path.clone(), source };
         if !data.is_empty() {
-            let written = incoming.file.write_all(data);
-            written.map_err(|source| LocalError::Io { action: "write", path: stat.path.clone(), source })?;
-            incoming.hash.update(data);
-            incoming.size += data.len() as u64;
+            self.held += data.len();
+            incoming.take(data);
+            if incoming.held_bytes >= WRITE.0 || incoming.held.len() >= WRITE.1 || self.held >= MAX_HELD {
+                self.held -= incoming.flush().map_err(failed)?;
+            }
             return Ok(());
         }
-        let done = self.open.remove(&id).expect("just used");
+        let mut done = self.open.remove(&id).expect("just used");
+        self.held -= done.flush().map_err(failed)?;
         self.files.remove(&id);
         disk.finish(&done.file, stat)?;
         // A file that changed while it was sent has no digest that fits its size.
         if i64::try_from(done.size) == Ok(stat.size) {
             self.hashes.insert(place, done.hash.finish());
         }
+        self.pace.done(stat.size);
         self.pending -= 1;
         Ok(())
     }
@@ -187,9 +203,9 @@ impl Writer {
             disk.hard_link(stat)?;
         }
         if let Some(listing) = &listing {
-            let mut file = disk.create(metadata::FILE)?;
-            file.write_all(listing.bytes()).map_err(|source| LocalError::Io { action: "write", path: metadata::FILE.into(), source })?;
             let stat = Stat { path: metadata::FILE.into(), mode: 0o644, ..Stat::default() };
+            let mut file = disk.create(&stat)?;
+            file.write_all(listing.bytes()).map_err(|source| LocalError::Io { action: "write", path: metadata::FILE.into(), source })?;
             disk.finish(&file, &stat)?;
         }
         // Last, and from the bottom up, since every change of a directory moves its time.
@@ -261,13 +277,38 @@ impl Writer {
             // Hard links are made at the end, when their target has its content.
             if stat.linkname.is_empty() && !(equal && disk.take_over(stat)?) {
                 self.files.insert(self.ids[place], place);
-                self.requests.push(self.ids[place]);
+                self.pace.want(self.ids[place], stat.size);
                 self.pending += 1;
             }
         } else if stat.mode & go_mode::SOCKET == 0 {
             disk.special(stat)?;
         }
         Ok(())
+    }
+}
+
+impl Incoming {
+    fn take(&mut self, data: Bytes) {
+        self.hash.update(&data);
+        self.size += data.len() as u64;
+        self.held_bytes += data.len();
+        self.held.push(data);
+    }
+
+    /// Writes what is held; returns how many bytes.
+    fn flush(&mut self) -> io::Result<usize> {
+        let mut slices: Vec<IoSlice<'_>> = self.held.iter().map(|data| IoSlice::new(data)).collect();
+        let mut rest = slices.as_mut_slice();
+        while !rest.is_empty() {
+            match self.file.write_vectored(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.held.clear();
+        Ok(std::mem::take(&mut self.held_bytes))
     }
 }
 
