@@ -8,6 +8,7 @@ use cache::Caches;
 use fault::{Fault, Result};
 use layers::{Layer, Pins};
 use llb::{Graph, Vertex};
+use oci::Digest;
 use progress::{Sink, Update};
 use session::Group;
 use solver::{Answer, CacheId, JobId, Key, RequestId, Want};
@@ -131,6 +132,13 @@ impl Job {
         let load = Load { job: *job, number, graph: graph.clone(), caches, sink: sink.clone(), patron: patron.clone() };
         self.0.engine.send(Message::Load(load));
         Ref(Arc::new(Loaded { job: self.clone(), number, graph }))
+    }
+
+    /// What there is by now of what this job's vertices give, by vertex and output. Nothing is run or fetched for it.
+    pub async fn outputs(&self) -> Result<Vec<(Digest, u32, Option<Layer>)>> {
+        let (reply, answer) = oneshot::channel();
+        self.0.engine.send(Message::Outputs { job: self.0.number, reply });
+        self.0.cancel.run(async { answer.await.map_err(|_| Fault::internal("the engine has ended")) }).await
     }
 
     /// Has the graph's result made, or found in a cache. Dropping the future gives the wish up. Several graphs may be built at once.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use fault::Fault;
 use layers::{PinGroup, Pins};
 use llb::{Graph, Vertex};
+use oci::Digest;
 use progress::{Reporter, Sink, Update};
 use session::Group;
 use solver::{
-    Answer, CacheId, Command, Event, InputMap, JobId, Limits, Outcome, Progress, Record, RequestId, Solver, Spec, TaskId, VertexId, Want,
+    Answer, CacheId, Command, Event, InputMap, JobId, Key, Limits, Outcome, Progress, Record, RequestId, Solver, Spec, Store as _, TaskId,
+    VertexId, Want,
 };
 use task::{Cancel, Drain};
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +29,7 @@ pub(crate) enum Message {
     Unload(u64),
     Want { load: u64, request: RequestId, want: Want, reply: oneshot::Sender<Reply> },
     Release(RequestId),
+    Outputs { job: JobId, reply: oneshot::Sender<Vec<(Digest, u32, Output)>> },
     Leave(JobId),
     Ended { task: TaskId, outcome: Result<Outcome<Output, Failure>, Failure> },
     Count(oneshot::Sender<Census>),
@@ -123,6 +126,10 @@ impl Loop {
                 self.replies.remove(&request);
                 self.apply(Event::Release(request));
             }
+            Message::Outputs { job, reply } => {
+                // Fails if nobody waits any more, which is as well.
+                let _ = reply.send(self.outputs(job));
+            }
             Message::Leave(job) => self.leave(job),
             // Fails if nobody waits any more, which is as well.
             Message::Count(reply) => _ = reply.send(self.census()),
@@ -192,6 +199,24 @@ impl Loop {
         };
         self.replies.insert(request, reply);
         self.apply(Event::Want { request, job, vertex, output, want });
+    }
+
+    /// What there is by now of what a job's vertices give, be it only in the local cache.
+    fn outputs(&self, job: JobId) -> Vec<(Digest, u32, Output)> {
+        let local = BTreeSet::from([CacheId::LOCAL]);
+        let recorded = |key: &Key| {
+            let records = self.memory.records(&local, &key.id);
+            records.iter().find_map(|record| self.memory.local(&record.id))
+        };
+        let mut found = Vec::new();
+        for id in self.solver.held_by(job) {
+            let Some(held) = self.vertices.get(&id) else { continue };
+            for (output, result, keys) in self.solver.outputs(id) {
+                let made = result.cloned().or_else(|| keys.iter().find_map(recorded));
+                found.extend(made.map(|made| (held.vertex.digest.clone(), output, made)));
+            }
+        }
+        found
     }
 
     fn leave(&mut self, job: JobId) {

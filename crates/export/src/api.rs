@@ -8,7 +8,7 @@ use content::Hold;
 use fault::{Fault, Kind, Result};
 use futures_core::future::BoxFuture;
 use layers::{Compression, Layer};
-use oci::{Descriptor, Platform};
+use oci::{Descriptor, Digest, Platform};
 use progress::Reporter;
 use session::{Group, Session};
 use task::Cancel;
@@ -36,16 +36,51 @@ pub struct PlatformResult {
     pub layer: Option<Layer>,
 }
 
-/// A statement whose subject is the result itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A statement about a result.
+#[derive(Clone)]
 pub struct Statement {
     pub predicate_type: String,
-    /// JSON.
-    pub predicate: Bytes,
+    pub predicate: Predicate,
     /// File name in local and tar results, such as `provenance.json`.
     pub path: String,
     /// Only attached where the exporter keeps such statements (`attestation-inline`).
     pub inline_only: bool,
+    /// Empty: the result itself.
+    pub subjects: Vec<Subject>,
+    /// The name of the document, among a scanner's, that is about the result as a whole.
+    pub sbom_core: Option<String>,
+}
+
+/// JSON, or who writes it.
+#[derive(Clone)]
+pub enum Predicate {
+    Given(Bytes),
+    /// Asked once the result's layers are packed.
+    Late(Arc<dyn Author>),
+}
+
+/// What a statement is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// The result itself, under another name as well if there is one.
+    Own { name: String },
+    /// Something else. Without a name it is called `_`.
+    Raw { name: String, digests: Vec<Digest> },
+}
+
+/// Writes a predicate that tells of the export too.
+#[async_trait]
+pub trait Author: Send + Sync {
+    async fn predicate(&self) -> Result<Bytes>;
+}
+
+impl Predicate {
+    pub(crate) async fn json(&self) -> Result<Bytes> {
+        match self {
+            Self::Given(json) => Ok(json.clone()),
+            Self::Late(author) => author.predicate().await,
+        }
+    }
 }
 
 /// Where an export happens.

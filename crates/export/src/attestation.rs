@@ -1,39 +1,78 @@
 //! In-toto statements about a result.
+use bytes::Bytes;
 use fault::{Fault, Result};
 use oci::{Digest, Platform, Reference, gojson};
 
-use crate::api::Statement;
+use crate::api::{Statement, Subject};
 
-/// What a statement is about.
+/// The result under one of its names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subject {
+pub struct Target {
     pub name: String,
     pub digest: Digest,
 }
 
-/// The in-toto statement as compact JSON. The predicate keeps its numbers and the order of its keys.
-pub fn render(statement: &Statement, subjects: &[Subject]) -> Result<String> {
-    let predicate = std::str::from_utf8(&statement.predicate)
-        .ok()
-        .filter(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
-        .ok_or_else(|| Fault::invalid(format!("failed to marshal attestation: predicate {} is not JSON", statement.predicate_type)))?;
-    let subject = |s: &Subject| {
-        let name = gojson::to_string(&s.name);
-        format!(r#"{{"name":{name},"digest":{{{}:{}}}}}"#, gojson::to_string(s.digest.algorithm()), gojson::to_string(s.digest.hex()))
-    };
-    let subjects: Vec<String> = subjects.iter().map(subject).collect();
-    Ok(format!(
-        r#"{{"_type":"https://in-toto.io/Statement/v1","predicateType":{},"subject":[{}],"predicate":{}}}"#,
-        gojson::to_string(&statement.predicate_type),
-        subjects.join(","),
-        gojson::compact(predicate)
-    ))
+/// A statement whose predicate is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub predicate_type: String,
+    /// JSON.
+    pub predicate: Bytes,
+    pub path: String,
+    pub inline_only: bool,
+    pub subjects: Vec<Subject>,
+    pub sbom_core: Option<String>,
 }
 
-/// One subject for each of an image's comma-separated names.
-pub fn image_subjects(names: &str, platform: &Platform, manifest: &Digest) -> Result<Vec<Subject>> {
+impl Written {
+    pub async fn of(statement: &Statement) -> Result<Self> {
+        let Statement { predicate_type, path, inline_only, subjects, sbom_core, predicate } = statement.clone();
+        Ok(Self { predicate_type, predicate: predicate.json().await?, path, inline_only, subjects, sbom_core })
+    }
+
+    /// The in-toto statement as compact JSON. The predicate keeps its numbers and the order of its keys.
+    pub fn render(&self, result: &[Target]) -> Result<String> {
+        let predicate = if self.predicate.is_empty() { b"null" } else { &self.predicate[..] };
+        let predicate = std::str::from_utf8(predicate)
+            .ok()
+            .filter(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+            .ok_or_else(|| Fault::invalid(format!("failed to marshal attestation: predicate {} is not JSON", self.predicate_type)))?;
+        Ok(format!(
+            r#"{{"_type":"https://in-toto.io/Statement/v1","predicateType":{},"subject":[{}],"predicate":{}}}"#,
+            gojson::to_string(&self.predicate_type),
+            self.subjects(result).join(","),
+            gojson::compact(predicate)
+        ))
+    }
+
+    fn subjects(&self, result: &[Target]) -> Vec<String> {
+        let own = [Subject::Own { name: String::new() }];
+        let subjects = if self.subjects.is_empty() { &own[..] } else { &self.subjects };
+        let mut all = Vec::new();
+        for subject in subjects {
+            match subject {
+                Subject::Own { name } => {
+                    for target in result {
+                        let names = [target.name.as_str(), name].into_iter().enumerate().filter(|(n, name)| *n == 0 || !name.is_empty());
+                        all.extend(names.map(|(_, name)| described(name, std::slice::from_ref(&target.digest))));
+                    }
+                }
+                Subject::Raw { name, digests } => all.push(described(if name.is_empty() { "_" } else { name }, digests)),
+            }
+        }
+        all
+    }
+}
+
+fn described(name: &str, digests: &[Digest]) -> String {
+    let set: std::collections::BTreeMap<&str, &str> = digests.iter().map(|d| (d.algorithm(), d.hex())).collect();
+    format!(r#"{{"name":{},"digest":{}}}"#, gojson::to_string(name), gojson::to_string(&set))
+}
+
+/// One target for each of an image's comma-separated names.
+pub fn image_targets(names: &str, platform: &Platform, manifest: &Digest) -> Result<Vec<Target>> {
     let names = names.split(',').filter(|n| !n.is_empty());
-    names.map(|name| Ok(Subject { name: purl("docker", name, Some(platform))?, digest: manifest.clone() })).collect()
+    names.map(|name| Ok(Target { name: purl("docker", name, Some(platform))?, digest: manifest.clone() })).collect()
 }
 
 /// The package URL of an image name. Follows the purl specification as BuildKit writes it.
@@ -58,6 +97,11 @@ pub fn purl(kind: &str, name: &str, platform: Option<&Platform>) -> Result<Strin
         out.push_str(&format!("?{}", qualifiers.join("&")));
     }
     Ok(out)
+}
+
+/// A value as it stands in the query of a package URL.
+pub fn escape_query(value: &str) -> String {
+    escape(value, false)
 }
 
 /// Percent-encodes as Go does for a query or for a segment of a path.
@@ -95,13 +139,15 @@ mod tests {
 
     #[test]
     fn statements_are_gos_json() {
-        let statement = Statement {
+        let statement = Written {
             predicate_type: "https://x/v1".into(),
             predicate: "{ \"b\": 1.0, \"a\": \"<\" }".into(),
             path: "x.json".into(),
             inline_only: false,
+            subjects: Vec::new(),
+            sbom_core: None,
         };
-        let subjects = image_subjects("a,,b", &Platform::new("linux", "amd64", ""), &Digest::of("m")).unwrap();
+        let targets = image_targets("a,,b", &Platform::new("linux", "amd64", ""), &Digest::of("m")).unwrap();
         let hex = Digest::of("m").hex().to_owned();
         let want = format!(
             concat!(
@@ -111,8 +157,29 @@ mod tests {
             ),
             hex
         );
-        assert_eq!(render(&statement, &subjects).unwrap(), want);
-        let broken = Statement { predicate: "{".into(), ..statement };
-        assert!(render(&broken, &[]).unwrap_err().to_string().contains("is not JSON"));
+        assert_eq!(statement.render(&targets).unwrap(), want);
+        let empty = Written { predicate: Bytes::new(), ..statement.clone() }.render(&[]).unwrap();
+        assert!(empty.ends_with(r#""subject":[],"predicate":null}"#), "{empty}");
+        let broken = Written { predicate: "{".into(), ..statement };
+        assert!(broken.render(&[]).unwrap_err().to_string().contains("is not JSON"));
+    }
+
+    #[test]
+    fn subjects_are_the_result_or_something_else() {
+        let (own, other) = (Digest::of("m"), Digest::of("o"));
+        let statement = |subjects| Written {
+            predicate_type: "t".into(),
+            predicate: Bytes::new(),
+            path: "p".into(),
+            inline_only: false,
+            subjects,
+            sbom_core: None,
+        };
+        let target = Target { name: "n".into(), digest: own.clone() };
+        let named =
+            statement(vec![Subject::Own { name: "also".into() }, Subject::Raw { name: String::new(), digests: vec![other.clone()] }]);
+        let want = [("n", &own), ("also", &own), ("_", &other)].map(|(name, digest)| described(name, std::slice::from_ref(digest)));
+        assert_eq!(named.subjects(std::slice::from_ref(&target)), want);
+        assert_eq!(statement(Vec::new()).subjects(&[target]), want[..1]);
     }
 }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use fault::{Fault, Result};
 use oci::{Hasher, gojson};
 
-use crate::api::{Context, PlatformResult, Source, Statement};
-use crate::attestation::{Subject, render};
+use crate::api::{Context, PlatformResult, Source};
+use crate::attestation::{Target, Written};
 use crate::attrs::{Attrs, Epoch, parse_bool};
 use crate::tree::{Directory, Empty, Entry, LayerTree, Shared, WithFiles};
 
@@ -86,8 +86,10 @@ async fn output(source: &Source, result: &PlatformResult, options: &FilesOptions
             Arc::new(LayerTree::new(layer.view()?, epoch))
         }
     };
-    let statements: Vec<Statement> =
-        source.attestations.get(&result.id).into_iter().flatten().filter(|statement| !statement.inline_only).cloned().collect();
+    let mut statements = Vec::new();
+    for statement in source.attestations.get(&result.id).into_iter().flatten().filter(|statement| !statement.inline_only) {
+        statements.push(Written::of(statement).await?);
+    }
     let mut output = Output { id: result.id.clone(), epoch, tree };
     if !statements.is_empty() {
         // Where several platforms share a directory, the name has to say which one it is about.
@@ -119,19 +121,19 @@ impl Naming {
 }
 
 /// Statements about every file of the tree, each a file. Reads the whole tree.
-fn statement_files(tree: &Shared, statements: &[Statement], naming: &Naming, mtime: i64) -> Result<Vec<(Entry, Bytes)>> {
-    let mut subjects = Vec::new();
+fn statement_files(tree: &Shared, statements: &[Written], naming: &Naming, mtime: i64) -> Result<Vec<(Entry, Bytes)>> {
+    let mut targets = Vec::new();
     tree.walk(&mut |entry| {
         if entry.is_file() {
             let mut hasher = Hasher::new();
             std::io::copy(&mut tree.open(&entry.path)?, &mut hasher)?;
-            subjects.push(Subject { name: entry.path.to_string_lossy().into_owned(), digest: hasher.finish() });
+            targets.push(Target { name: entry.path.to_string_lossy().into_owned(), digest: hasher.finish() });
         }
         Ok(())
     })?;
     let mut files: Vec<(Entry, Bytes)> = Vec::new();
     for statement in statements {
-        let json = Bytes::from(gojson::indent(&render(statement, &subjects)?));
+        let json = Bytes::from(gojson::indent(&statement.render(&targets)?));
         let name = naming.name(&statement.path);
         if files.iter().any(|(entry, _)| entry.path.as_os_str() == name.as_str()) {
             return Err(Fault::invalid(format!("duplicate attestation path name {name}")));
@@ -165,8 +167,14 @@ mod tests {
     #[test]
     fn statements_are_about_every_file() {
         let tree = Listed::default().dir("d").file("d/a", b"x").shared();
-        let statement =
-            |path: &str| Statement { predicate_type: "t".into(), predicate: "{\"k\":[1]}".into(), path: path.into(), inline_only: false };
+        let statement = |path: &str| Written {
+            predicate_type: "t".into(),
+            predicate: "{\"k\":[1]}".into(),
+            path: path.into(),
+            inline_only: false,
+            subjects: Vec::new(),
+            sbom_core: None,
+        };
         let naming = Naming { prefix: "pre-".into(), platform: Some("linux_amd64".into()) };
         let files = statement_files(&tree, &[statement("/sbom.spdx.json"), statement("plain")], &naming, 7).unwrap();
         let (entry, json) = &files[0];

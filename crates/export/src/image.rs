@@ -9,6 +9,8 @@ mod layout;
 mod options;
 mod packing;
 mod push;
+mod sbom;
 
 pub use archive::ArchiveExporter;
+pub use assemble::without_internals;
 pub use exporter::ImageExporter;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use bytes::Bytes;
-use export::Statement;
+use export::{Predicate, Statement};
 use layers::Layer;
 use rustix::fs::{CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use session::go_mode;
@@ -130,9 +130,11 @@ async fn statements_lie_beside_the_files() {
     let mut source = single(Some(layer));
     let statement = |path: &str, inline_only| Statement {
         predicate_type: "https://slsa.dev/provenance/v1".into(),
-        predicate: Bytes::from_static(b"{}"),
+        predicate: Predicate::Given(Bytes::from_static(b"{}")),
         path: path.into(),
         inline_only,
+        subjects: Vec::new(),
+        sbom_core: None,
     };
     source.attestations.insert("linux/amd64".into(), vec![statement("/provenance.json", false), statement("inline.json", true)]);
     home.export("local", &[("attestation-prefix", "x-"), ("platform-split", "true")], &source).await.unwrap();

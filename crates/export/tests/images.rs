@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
-use export::Statement;
+use export::{Predicate, Statement};
 use fault::Kind;
 use layers::{BlobSource, ByteStream, ImageLayer, Layer, Properties};
 use oci::{Descriptor, Digest, media};
@@ -79,8 +79,14 @@ async fn an_image_stays_in_the_store_and_is_pushed() {
 async fn platforms_and_statements_are_pushed_by_digest() {
     let (home, registry) = (Home::new(), Registry::start());
     let mut source = with_config(map([("linux/amd64", Some(two_layers(&home))), ("linux/arm64", None)]));
-    let statement =
-        |_| Statement { predicate_type: "t".into(), predicate: Bytes::from_static(b"{}"), path: "p.json".into(), inline_only: true };
+    let statement = |_| Statement {
+        predicate_type: "t".into(),
+        predicate: Predicate::Given(Bytes::from_static(b"{}")),
+        path: "p.json".into(),
+        inline_only: true,
+        subjects: Vec::new(),
+        sbom_core: None,
+    };
     source.attestations = ["linux/amd64".to_owned()].into_iter().map(|id| (id, vec![statement(())])).collect();
     let name = format!("{}/x", registry.host());
     let response = home.export("image", &[("name", &name), ("push", ""), ("push-by-digest", "true")], &source).await.unwrap();
@@ -202,8 +208,106 @@ async fn what_kiln_does_not_do_it_says() {
     let source = with_config(single(Some(two_layers(&home))));
     let failure = home.export("image", &[("compression", "estargz")], &source).await.unwrap_err();
     assert!(failure.to_string().contains("estargz"), "{failure}");
-    let rewrite = [("rewrite-timestamp", "true"), ("source-date-epoch", "1")];
-    let failure = home.export("image", &rewrite, &source).await.unwrap_err();
-    assert!(failure.to_string().contains("\"rewrite-timestamp\" is not supported"), "{failure}");
-    home.export("image", &rewrite[..1], &source).await.unwrap();
+}
+
+/// The blobs of an OCI tar.
+fn blobs(tar: &[u8]) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let entries = read_tar(tar).into_iter();
+    entries.filter_map(|(name, entry)| Some((format!("sha256:{}", name.strip_prefix("blobs/sha256/")?), entry.data))).collect()
+}
+
+#[tokio::test]
+async fn rewritten_times_give_the_same_image_whenever_it_was_made() {
+    let attrs = [("rewrite-timestamp", "true"), ("source-date-epoch", "1700000000"), ("compression", "uncompressed")];
+    let mut digests = Vec::new();
+    for seconds in [1_800_000_000, 1_900_000_000] {
+        let home = Home::new();
+        let times = |path: &std::path::Path, seconds: i64| {
+            let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 5 };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        };
+        let base = home.layer(None, "base", |root| {
+            fs::write(root.join("base"), "0").unwrap();
+            times(&root.join("base"), 1_750_000_000);
+        });
+        let layer = home.layer(Some(&base), "new", |root| {
+            fs::create_dir(root.join("d")).unwrap();
+            fs::write(root.join("d/new"), "1").unwrap();
+            fs::write(root.join("old"), "2").unwrap();
+            times(&root.join("d/new"), seconds);
+            times(&root.join("d"), seconds);
+            times(&root.join("old"), 1_600_000_000);
+        });
+        let mut source = with_config(single(Some(layer)));
+        let base_id = home.export("oci", &[("compression", "uncompressed")], &single(Some(base))).await.unwrap();
+        let tar = home.client.file();
+        let manifest: Value = serde_json::from_slice(&blobs(&tar)[&base_id["containerimage.digest"]]).unwrap();
+        let diff_id = manifest["layers"][0]["digest"].as_str().unwrap().to_owned();
+        let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+        source.metadata.insert("containerimage.base.config".into(), Bytes::from(config.to_string()));
+        // History tells when layers were made; that is clamped as well.
+        let response = home.export("oci", &attrs, &source).await.unwrap();
+        let again = home.export("oci", &attrs, &source).await.unwrap();
+        assert_eq!(response["containerimage.digest"], again["containerimage.digest"]);
+        let all = blobs(&home.client.file());
+        let manifest: Value = serde_json::from_slice(&all[&response["containerimage.digest"]]).unwrap();
+        assert_eq!(manifest["layers"][0]["digest"], diff_id.as_str(), "the base image is left alone");
+        assert_eq!(manifest["layers"][0].get("annotations"), None);
+        assert_eq!(manifest["layers"][1]["annotations"], json!({"buildkit/rewritten-timestamp": "1700000000"}));
+        let layer = read_tar(&all[manifest["layers"][1]["digest"].as_str().unwrap()]);
+        let times: Vec<(&str, i64)> = layer.iter().map(|(name, entry)| (name.as_str(), entry.mtime)).collect();
+        assert_eq!(times, [("d", 1_700_000_000), ("d/new", 1_700_000_000), ("old", 1_600_000_000)]);
+        let config: Value = serde_json::from_slice(&all[&response["containerimage.config.digest"]]).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"][1], manifest["layers"][1]["digest"]);
+        assert!(home.rows().iter().any(|r| r == "rewriting layers with source-date-epoch 1700000000 (2023-11-14 22:13:20 +0000 UTC)"));
+        digests.push((manifest["layers"][1]["digest"].clone(), response["containerimage.digest"].clone()));
+    }
+    assert_eq!(digests[0], digests[1]);
+    let home = Home::new();
+    let source = with_config(single(Some(two_layers(&home))));
+    home.export("image", &[("rewrite-timestamp", "true")], &source).await.unwrap();
+}
+
+/// Tells how many layers of the result had blobs when it was asked.
+struct Witness(Layer);
+
+#[async_trait]
+impl export::Author for Witness {
+    async fn predicate(&self) -> fault::Result<Bytes> {
+        let packed = self.0.chain().iter().filter(|layer| !layer.known_blobs().is_empty()).count();
+        Ok(json!({ "packed": packed }).to_string().into())
+    }
+}
+
+#[tokio::test]
+async fn statements_are_written_once_the_layers_are_packed_and_boms_learn_of_these() {
+    let home = Home::new();
+    let layer = two_layers(&home);
+    let mut source = with_config(single(Some(layer.clone())));
+    let statement = |kind: &str, path: &str, predicate| Statement {
+        predicate_type: kind.into(),
+        predicate,
+        path: path.into(),
+        inline_only: false,
+        subjects: Vec::new(),
+        sbom_core: Some("sbom".into()),
+    };
+    let document = json!({"spdxVersion": "SPDX-2.3", "files": [{"fileName": "/a"}, {"fileName": "/none"}]}).to_string();
+    let statements = vec![
+        statement("https://spdx.dev/Document", "sbom.spdx.json", Predicate::Given(document.into())),
+        statement("late", "late.json", Predicate::Late(Arc::new(Witness(layer)))),
+    ];
+    source.attestations.insert("linux/amd64".into(), statements);
+    let response = home.export("oci", &[("name", "r.io/x")], &source).await.unwrap();
+    let all = blobs(&home.client.file());
+    let read = |digest: &Value| -> Value { serde_json::from_slice(&all[digest.as_str().unwrap()]).unwrap() };
+    let index = read(&json!(response["containerimage.digest"]));
+    let (image, attestation) = (read(&index["manifests"][0]["digest"]), read(&index["manifests"][1]["digest"]));
+    assert_eq!(attestation["subject"]["digest"], index["manifests"][0]["digest"]);
+    let bom = read(&attestation["layers"][0]["digest"]);
+    assert_eq!(bom["predicate"]["files"][0]["comment"], format!("layerID: {}", image["layers"][0]["digest"].as_str().unwrap()));
+    assert_eq!(bom["predicate"]["files"][1].get("comment"), None);
+    assert_eq!(bom["subject"][0]["name"], "pkg:docker/r.io/x@latest?platform=linux%2Famd64");
+    assert_eq!(read(&attestation["layers"][1]["digest"])["predicate"], json!({"packed": 2}));
 }

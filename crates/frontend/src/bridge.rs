@@ -222,6 +222,20 @@ impl Outcome {
         }
     }
 
+    /// The ref of one platform's result; that of a result which is no map is every platform's.
+    pub fn reference(&self, platform_id: &str) -> Option<&Arc<dyn Ref>> {
+        match &self.refs {
+            Refs::Single(reference) => reference.as_ref(),
+            Refs::Map(map) => map.get(platform_id).and_then(Option::as_ref),
+        }
+    }
+
+    /// Every ref, those of statements too.
+    pub fn every_ref(&self) -> impl Iterator<Item = &Arc<dyn Ref>> {
+        let stated = self.attestations.values().flatten().filter_map(|statement| statement.reference.as_ref());
+        self.all().into_iter().filter_map(|(_, reference)| reference).chain(stated)
+    }
+
     /// Every ref with its platform id (empty for a single one).
     pub fn all(&self) -> Vec<(&str, Option<&Arc<dyn Ref>>)> {
         match &self.refs {

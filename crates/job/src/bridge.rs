@@ -7,22 +7,25 @@ use fault::{Fault, Result};
 use frontend::bridge::{Build as Facts, CacheImport, WorkerPlatforms};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
 use llb::Graph;
-use oci::Reference;
+use oci::{Platform, Reference};
 use progress::{Sink as _, Update, Warning};
 
 use crate::build::{Build, unsupported};
 use crate::contained;
+use crate::provenance::{self, ImageSource, Scope};
 use crate::reference::BuildRef;
 
 pub struct BuildBridge {
     build: Arc<Build>,
     facts: Facts,
     inputs: BTreeMap<String, Arc<Graph>>,
+    /// What is solved through this bridge, for provenance.
+    scope: Arc<Scope>,
 }
 
 impl BuildBridge {
     /// `opts` are those of the frontend that will use the bridge.
-    pub fn new(build: Arc<Build>, opts: BTreeMap<String, String>, inputs: BTreeMap<String, Arc<Graph>>) -> Self {
+    pub fn new(build: Arc<Build>, opts: BTreeMap<String, String>, inputs: BTreeMap<String, Arc<Graph>>, scope: Arc<Scope>) -> Self {
         let worker = build.worker.facts(false);
         let facts = Facts {
             opts,
@@ -32,7 +35,7 @@ impl BuildBridge {
             llb_caps: llb::CAPABILITIES.iter().copied().collect(),
             gateway_caps: frontend::GATEWAY_CAPABILITIES.iter().copied().collect(),
         };
-        Self { build, facts, inputs }
+        Self { build, facts, inputs, scope }
     }
 
     async fn solve_graph(&self, graph: Arc<Graph>, imports: &[CacheImport], evaluate: bool) -> Result<Outcome> {
@@ -43,18 +46,41 @@ impl BuildBridge {
         if evaluate {
             reference.layer().await?;
         }
+        self.scope.solved(reference.traced().clone());
         Ok(Outcome::single(Some(reference)))
     }
 
     async fn run_frontend(&self, request: SolveRequest) -> Result<Outcome> {
-        let name = builtin_name(&request);
+        let asked = provenance::Request {
+            frontend: request.frontend.clone(),
+            opts: request.frontend_opts.clone(),
+            inputs: request.frontend_inputs.clone(),
+        };
+        let inner = self.scope.inner(asked);
         let nested: Arc<dyn Bridge> =
-            Arc::new(Self::new(self.build.clone(), request.frontend_opts.clone(), request.frontend_inputs.clone()));
+            Arc::new(Self::new(self.build.clone(), request.frontend_opts.clone(), request.frontend_inputs.clone(), inner.clone()));
+        let outcome = self.run_on(&request, nested).await?;
+        let made = outcome.every_ref().filter_map(|reference| self.build.traced(reference));
+        self.scope.adopt(inner, made.collect());
+        Ok(outcome)
+    }
+
+    async fn run_on(&self, request: &SolveRequest, nested: Arc<dyn Bridge>) -> Result<Outcome> {
+        let name = builtin_name(request);
         match name {
             "dockerfile.v0" if self.build.settings.dockerfile_enabled => Box::pin(frontend::dockerfile::build(&*nested)).await,
             "gateway.v0" if self.build.settings.gateway_enabled => Box::pin(contained::run(&self.build, &request, nested)).await,
             _ => Err(Fault::invalid(format!("invalid frontend: {name}"))),
         }
+    }
+
+    /// Images whose config a frontend asks for count as materials, be they in the result or not.
+    fn saw(&self, platform: Option<Platform>, meta: &SourceMeta) {
+        let Some(image) = &meta.image else { return };
+        let identifier = meta.op.identifier.as_str();
+        let remote = identifier.strip_prefix("docker-image://");
+        let reference = remote.unwrap_or_else(|| identifier.strip_prefix("oci-layout://").unwrap_or(identifier)).to_owned();
+        self.scope.saw(ImageSource { reference, platform, digest: Some(image.digest.clone()), local: remote.is_none() });
     }
 }
 
@@ -75,11 +101,11 @@ impl Bridge for BuildBridge {
         build.session().await?;
         let name = if request.log_name.is_empty() { format!("resolve {}", request.op.identifier) } else { request.log_name.clone() };
         let digest = build.vertex_digest(&name);
-        build
-            .in_vertex(digest, &name, async |reporter| {
-                build.worker.resolve(request, &build.group, build.job.pins(), &reporter, &build.cancel).await
-            })
-            .await
+        let platform = request.platform.clone();
+        let resolving = async |reporter| build.worker.resolve(request, &build.group, build.job.pins(), &reporter, &build.cancel).await;
+        let meta = build.in_vertex(digest, &name, resolving).await?;
+        self.saw(platform, &meta);
+        Ok(meta)
     }
 
     async fn solve(&self, request: SolveRequest) -> Result<Outcome> {

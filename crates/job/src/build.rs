@@ -1,6 +1,7 @@
 //! One build, from its request to its response.
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use engine::{Built, Job};
@@ -17,11 +18,13 @@ use tokio::sync::{OnceCell, watch};
 use worker::Worker;
 
 use crate::api::{Request, Response, Sessions};
+use crate::attest::Attests;
 use crate::bridge::BuildBridge;
 use crate::builds::Settings;
 use crate::caches::Imports;
 use crate::gateway::Gateway;
 use crate::progress_hub::Hub;
+use crate::provenance::{self, Producers, Scope, Traced};
 use crate::reference::BuildRef;
 use crate::{caches, entitlement, exports};
 
@@ -41,15 +44,34 @@ pub struct Build {
     counter: std::sync::atomic::AtomicU64,
     /// Refs given out, so that one that comes back is known again.
     refs: Mutex<HashMap<String, Weak<BuildRef>>>,
+    /// Who asked for what, for provenance.
+    scope: Arc<Scope>,
+    unique_id: String,
+    started: SystemTime,
+    finished: OnceLock<SystemTime>,
     /// What failed steps left behind, by the ids that the client knows.
     kept: Mutex<HashMap<String, Layer>>,
     pub(crate) imports: Imports,
 }
 
 impl Build {
-    pub fn new(request: Request, worker: Arc<Worker>, sessions: Arc<dyn Sessions>, settings: Arc<Settings>) -> Result<Arc<Self>> {
+    /// `producers` knows who made what among the builds of the daemon.
+    pub fn new(
+        request: Request,
+        worker: Arc<Worker>,
+        sessions: Arc<dyn Sessions>,
+        settings: Arc<Settings>,
+        producers: Producers,
+    ) -> Result<Arc<Self>> {
+        let request = without_detour(request);
         let granted = entitlement::Granted::new(&request.entitlements, &settings.entitlements)?;
         let (hub, cancel, group) = (Hub::new(), Cancel::new(), Group::default());
+        let asked = provenance::Request {
+            frontend: request.frontend.clone(),
+            opts: request.frontend_attrs.clone(),
+            inputs: request.frontend_inputs.iter().map(|(name, graph)| (name.clone(), Arc::new(graph.clone()))).collect(),
+        };
+        let unique_id = worker.layers().new_id().to_string();
         Ok(Arc::new_cyclic(|build: &Weak<Self>| {
             let nested = Arc::new(crate::nested::Steps(build.clone()));
             let job = worker.engine().job_with(&request.id, Arc::new(hub.clone()), group.clone(), nested, cancel.clone());
@@ -67,6 +89,10 @@ impl Build {
                 granted,
                 counter: Default::default(),
                 refs: Mutex::default(),
+                scope: Scope::root(asked, producers),
+                unique_id,
+                started: SystemTime::now(),
+                finished: OnceLock::new(),
                 kept: Mutex::default(),
                 imports: Imports::default(),
             }
@@ -103,10 +129,12 @@ impl Build {
     }
 
     async fn run_to_response(self: &Arc<Self>) -> Result<Response> {
+        let exporters = exports::resolve(self)?;
+        let wanted = Attests::parse(&self.request.frontend_attrs)?;
         self.session().await?;
         let caches = caches::Exports::resolve(self)?;
         let outcome = self.outcome().await?;
-        exports::run(self, outcome, caches).await
+        exports::run(self, outcome, &wanted, exporters, caches).await
     }
 
     /// The client's session, joined to the build by whoever asks first: a client that drives its build may ask for steps before its session is open.
@@ -147,7 +175,7 @@ impl Build {
             ..SolveRequest::default()
         };
         let bridge: Arc<dyn Bridge> =
-            Arc::new(BuildBridge::new(self.clone(), request.frontend_attrs.clone(), solve.frontend_inputs.clone()));
+            Arc::new(BuildBridge::new(self.clone(), request.frontend_attrs.clone(), solve.frontend_inputs.clone(), self.scope.clone()));
         bridge.solve(solve).await
     }
 
@@ -160,6 +188,30 @@ impl Build {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn scope(&self) -> &Arc<Scope> {
+        &self.scope
+    }
+
+    /// 25 characters that no other build ever has.
+    pub(crate) fn unique_id(&self) -> &str {
+        &self.unique_id
+    }
+
+    pub(crate) fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    /// When the result was there; for all who ask the same time.
+    pub(crate) fn finished(&self) -> SystemTime {
+        *self.finished.get_or_init(SystemTime::now)
+    }
+
+    /// How a ref of this build came about.
+    pub(crate) fn traced(&self, reference: &Arc<dyn Ref>) -> Option<Arc<Traced>> {
+        let refs = self.refs.lock().expect("no holder of this lock panics");
+        refs.get(reference.id()).and_then(Weak::upgrade).map(|known| known.traced().clone())
     }
 
     pub(crate) fn granted(&self) -> &entitlement::Granted {
@@ -224,6 +276,18 @@ impl Build {
     }
 }
 
+/// The built-in Dockerfile frontend may also be asked for as a gateway's source; it is no image then, unless a named context says so.
+fn without_detour(mut request: Request) -> Request {
+    let attrs = &mut request.frontend_attrs;
+    let is_named = |key: &String| key == "context:dockerfile.v0" || key.starts_with("context:dockerfile.v0::");
+    let detour = request.frontend == "gateway.v0" && attrs.get("source").is_some_and(|source| source == "dockerfile.v0");
+    if detour && !attrs.keys().any(is_named) {
+        attrs.remove("source");
+        request.frontend = "dockerfile.v0".into();
+    }
+    request
+}
+
 /// Metadata keys that the client sees in the response.
 pub(crate) fn response_metadata(metadata: &BTreeMap<String, Bytes>) -> BTreeMap<String, String> {
     let shown = metadata.iter().filter(|(key, _)| key.starts_with("frontend."));
@@ -233,4 +297,21 @@ pub(crate) fn response_metadata(metadata: &BTreeMap<String, Bytes>) -> BTreeMap<
 /// A fault for what a later version brings.
 pub(crate) fn unsupported(what: &str) -> Fault {
     Fault::new(Kind::Unimplemented, format!("{what} is not supported by this version of kiln"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_frontend_is_no_image() {
+        let request = |attrs: &[(&str, &str)]| {
+            let attrs = attrs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            without_detour(Request { frontend: "gateway.v0".into(), frontend_attrs: attrs, ..Request::default() })
+        };
+        let direct = request(&[("source", "dockerfile.v0"), ("target", "x")]);
+        assert_eq!((direct.frontend.as_str(), direct.frontend_attrs.len()), ("dockerfile.v0", 1));
+        assert_eq!(request(&[("source", "dockerfile.v0"), ("context:dockerfile.v0::linux/amd64", "y")]).frontend, "gateway.v0");
+        assert_eq!(request(&[("source", "docker/dockerfile:1")]).frontend, "gateway.v0");
+    }
 }

@@ -14,6 +14,7 @@ use crate::build::Build;
 use crate::contained::FrontendDoor;
 use crate::gateway::Gateway;
 use crate::progress_hub::{Hub, Watch};
+use crate::provenance::Producers;
 use crate::usage;
 
 /// How long a client's watch may come before its build.
@@ -34,6 +35,8 @@ pub struct Settings {
     pub gateway_sources: Vec<String>,
     /// How frontends in containers are served.
     pub frontend_door: Arc<dyn FrontendDoor>,
+    /// What the operator wants provenance to say of the builder.
+    pub provenance_env: serde_json::Map<String, serde_json::Value>,
 }
 
 /// All builds of a daemon.
@@ -44,11 +47,19 @@ pub struct Builds {
     running: Board<Build>,
     /// What was reported of builds that have just ended.
     ended: Board<Hub>,
+    producers: Producers,
 }
 
 impl Builds {
     pub fn new(worker: Arc<Worker>, sessions: Arc<dyn Sessions>, settings: Settings) -> Self {
-        Self { worker, sessions, settings: Arc::new(settings), running: Board::default(), ended: Board::default() }
+        Self {
+            worker,
+            sessions,
+            settings: Arc::new(settings),
+            running: Board::default(),
+            ended: Board::default(),
+            producers: Producers::default(),
+        }
     }
 
     /// How many builds run now.
@@ -100,7 +111,7 @@ impl Drop for Ending<'_> {
 impl Service for Builds {
     async fn solve(&self, request: Request) -> Result<Response> {
         let id = request.id.clone();
-        let build = Build::new(request, self.worker.clone(), self.sessions.clone(), self.settings.clone())?;
+        let build = Build::new(request, self.worker.clone(), self.sessions.clone(), self.settings.clone(), self.producers.clone())?;
         let place = self.running.add(&id, build.clone()).ok_or_else(|| Fault::new(Kind::AlreadyExists, format!("job ID {id} exists")))?;
         let _ending = Ending { builds: self, place, id };
         build.run().await

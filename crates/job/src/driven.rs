@@ -22,7 +22,8 @@ pub struct Driven {
 
 impl Driven {
     pub fn new(build: Arc<Build>) -> Self {
-        let bridge = Arc::new(BuildBridge::new(build.clone(), build.request.frontend_attrs.clone(), Default::default()));
+        let bridge =
+            Arc::new(BuildBridge::new(build.clone(), build.request.frontend_attrs.clone(), Default::default(), build.scope().clone()));
         let returned = build.returned().clone();
         Self { build, bridge, returned }
     }

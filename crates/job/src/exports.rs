@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::Built;
 use export::{Context as ExportContext, Exported, Exporter, PlatformResult, Source};
 use fault::{Fault, Result};
-use frontend::{Outcome, Refs};
+use frontend::Outcome;
 use layers::{Compression, Layer};
 use oci::Digest;
 use progress::{Reporter, Sink as _, Update, Warning};
@@ -13,25 +13,40 @@ use session::Session;
 use solver::Key;
 
 use crate::api::{Response, Typed};
+use crate::attest::{self, Attests};
 use crate::build::{Build, response_metadata};
 use crate::caches::{self, Exports};
-use crate::platforms;
+use crate::platforms::{self, Named};
+use crate::provenance;
 
-/// Solves every ref of the outcome, exports it and the caches, and gives the response.
-pub async fn run(build: &Arc<Build>, outcome: Outcome, caches: Exports) -> Result<Response> {
+/// Solves every ref of the outcome, exports it and the caches, and gives the response. `exporters` are those of the request.
+pub async fn run(
+    build: &Arc<Build>,
+    mut outcome: Outcome,
+    wanted: &Attests,
+    mut exporters: Vec<Box<dyn Exporter>>,
+    caches: Exports,
+) -> Result<Response> {
     let session = build.session().await?;
-    let exporters = resolve(build, session.as_ref(), &outcome).await?;
     let results = evaluate(build, &outcome).await?;
     let keys: Vec<Vec<Key>> = results.values().map(|built| built.keys.clone()).collect();
-    let listed = platforms::listed(&outcome)?;
-    warn(build, platforms::mismatch(build.attrs().get("platform").map(String::as_str), &outcome, &listed)).await?;
+    attest::scan(build, &mut outcome, wanted).await?;
+    attest::evaluate(build, &outcome).await?;
+    let provenance = match &wanted.provenance {
+        Some(options) => provenance::attest(build, &outcome, &platforms::of(&outcome)?, options)?,
+        None => BTreeMap::new(),
+    };
+    exporters.extend(session_exporters(build, session.as_ref(), &outcome).await?);
+    warn(build, &outcome, (!exporters.is_empty()).then(|| vertex_of(build, 0)).as_ref()).await?;
     let mut response = response_metadata(&outcome.metadata);
     let mut finalizers = Vec::new();
     // Manifests and configs stay until they are pushed.
     let mut holds = Vec::new();
     if !exporters.is_empty() {
         let inline = caches.inline.then(|| results.clone());
-        let source = source(results.into_iter().map(|(id, built)| (id, built.layer)).collect(), listed, &outcome)?;
+        let layers = results.into_iter().map(|(id, built)| (id, built.layer)).collect();
+        let mut source = source(layers, &outcome, platforms::of(&outcome)?)?;
+        source.attestations = attest::statements(build, &outcome, provenance).await?;
         let mut running = Vec::new();
         for (index, exporter) in exporters.into_iter().enumerate() {
             running.push(export(build, session.clone(), exporter, &source, inline.as_ref(), index));
@@ -67,27 +82,29 @@ async fn join_all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>)
     futures_util::future::join_all(futures).await
 }
 
-async fn resolve(build: &Build, session: Option<&Arc<dyn Session>>, outcome: &Outcome) -> Result<Vec<Box<dyn Exporter>>> {
-    let mut asked: Vec<Typed> = build.request.exporters.clone();
-    if let (Some(session), true) = (session, build.request.session_exporters) {
-        // The client may look into the results by these ids before it answers.
-        let refs: Vec<String> = outcome.all().into_iter().filter_map(|(_, reference)| Some(reference?.id().to_owned())).collect();
-        match session.find_exporters(&outcome.metadata, &refs).await {
-            Ok(found) => asked.extend(found.into_iter().map(|e| Typed { kind: e.kind, attrs: e.attrs })),
-            Err(fault) if matches!(fault.kind(), fault::Kind::Unimplemented | fault::Kind::Unavailable) => {}
-            Err(fault) => return Err(fault),
-        }
-    }
+/// The exporters of the request. Bad attributes fail here, before any work.
+pub fn resolve(build: &Build) -> Result<Vec<Box<dyn Exporter>>> {
+    build.request.exporters.iter().map(|typed| resolve_one(build, typed.clone())).collect()
+}
+
+fn resolve_one(build: &Build, mut typed: Typed) -> Result<Box<dyn Exporter>> {
     let epoch = build.attrs().get("build-arg:SOURCE_DATE_EPOCH").filter(|v| v.is_empty() || v.parse::<i64>().is_ok());
-    asked
-        .into_iter()
-        .map(|mut typed| {
-            if let Some(epoch) = epoch {
-                typed.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
-            }
-            build.worker.exporters().resolve(&typed.kind, &typed.attrs, build.request.compatibility)
-        })
-        .collect()
+    if let Some(epoch) = epoch {
+        typed.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
+    }
+    build.worker.exporters().resolve(&typed.kind, &typed.attrs, build.request.compatibility)
+}
+
+/// Those that the client adds now that it knows of the result.
+async fn session_exporters(build: &Build, session: Option<&Arc<dyn Session>>, outcome: &Outcome) -> Result<Vec<Box<dyn Exporter>>> {
+    let (Some(session), true) = (session, build.request.session_exporters) else { return Ok(Vec::new()) };
+    // The client may look into the results by these ids before it answers.
+    let refs: Vec<String> = outcome.all().into_iter().filter_map(|(_, reference)| Some(reference?.id().to_owned())).collect();
+    match session.find_exporters(&outcome.metadata, &refs).await {
+        Ok(found) => found.into_iter().map(|e| resolve_one(build, Typed { kind: e.kind, attrs: e.attrs })).collect(),
+        Err(fault) if matches!(fault.kind(), fault::Kind::Unimplemented | fault::Kind::Unavailable) => Ok(Vec::new()),
+        Err(fault) => Err(fault),
+    }
 }
 
 /// Every ref's layer, by platform id.
@@ -104,33 +121,51 @@ async fn evaluate(build: &Arc<Build>, outcome: &Outcome) -> Result<BTreeMap<Stri
     solved.into_iter().collect()
 }
 
-fn source(mut results: BTreeMap<String, Option<Layer>>, listed: Vec<platforms::Entry>, outcome: &Outcome) -> Result<Source> {
-    let is_map = matches!(outcome.refs, Refs::Map(_));
-    let results = listed
-        .into_iter()
-        .map(|entry| {
-            let key = if is_map { entry.id.as_str() } else { "" };
-            let layer = results.remove(key).ok_or_else(|| Fault::invalid(format!("failed to find ref for ID {}", entry.id)))?;
-            Ok(PlatformResult { id: entry.id, platform: entry.platform, layer })
-        })
-        .collect::<Result<Vec<_>>>()?;
+fn source(results: BTreeMap<String, Option<Layer>>, outcome: &Outcome, platforms: Named) -> Result<Source> {
+    let is_map = platforms::is_map(outcome);
+    let results = platforms.into_iter().map(|(id, platform)| {
+        let key = if is_map { id.as_str() } else { "" };
+        let layer = results.get(key).cloned().ok_or_else(|| Fault::invalid(format!("failed to find ref for ID {id}")))?;
+        Ok(PlatformResult { id, platform, layer })
+    });
+    let results = results.collect::<Result<Vec<_>>>()?;
     Ok(Source { results, is_map, metadata: outcome.metadata.clone(), attestations: BTreeMap::new() })
 }
 
-/// Shows warnings about the result as a vertex of their own.
-async fn warn(build: &Build, warnings: Vec<String>) -> Result<()> {
+/// Tells the user where a result is not for the platforms that were asked for, at the first exporter's vertex.
+async fn warn(build: &Build, outcome: &Outcome, first: Option<&Digest>) -> Result<()> {
+    let warnings = platforms::mismatches(build.attrs().get("platform").map(String::as_str), outcome)?;
     if warnings.is_empty() {
         return Ok(());
     }
-    let vertex = build.vertex_digest("verify");
-    let show = async |_| {
-        for short in warnings {
-            let (detail, url) = (Vec::new(), String::new());
-            build.hub().emit(Update::Warning(Warning { vertex: vertex.clone(), level: 0, short: short.into(), detail, url, source: None }));
+    let emit = |vertex: &Digest| {
+        for text in &warnings {
+            build.hub().emit(Update::Warning(Warning {
+                vertex: vertex.clone(),
+                level: 0,
+                short: text.clone().into(),
+                detail: Vec::new(),
+                url: String::new(),
+                source: None,
+            }));
         }
-        Ok(())
     };
-    build.in_vertex(vertex.clone(), "Verifying build result", show).await
+    match first {
+        Some(vertex) => emit(vertex),
+        None => {
+            let vertex = build.vertex_digest("Verifying build result");
+            let tell = async |_| {
+                emit(&vertex);
+                Ok(())
+            };
+            build.in_vertex(vertex.clone(), "Verifying build result", tell).await?;
+        }
+    }
+    Ok(())
+}
+
+fn vertex_of(build: &Build, index: usize) -> Digest {
+    Digest::of(format!("{}-export-{index}", build.request.session))
 }
 
 /// Runs one exporter as a vertex of its own, whose digest and name come back too.
@@ -142,7 +177,7 @@ async fn export(
     inline: Option<&BTreeMap<String, Built>>,
     index: usize,
 ) -> Result<(Exported, Digest, &'static str)> {
-    let digest = Digest::of(format!("{}-export-{index}", build.request.session));
+    let digest = vertex_of(build, index);
     let name = exporter.name();
     let exported = build
         .in_vertex(digest.clone(), name, async |reporter| {

@@ -59,6 +59,23 @@ impl Tree {
         .await
     }
 
+    /// A whole regular file of at most `limit` bytes.
+    pub async fn read_whole(&self, path: &str, limit: u64) -> Result<Bytes> {
+        self.with(path, "open", move |view, path| {
+            let entry = view.require(path, Follow::Yes).map_err(|e| path_fault("open", path, &e))?;
+            if !entry.metadata().is_file() {
+                return Err(Fault::new(Kind::Unknown, format!("{path} is not a regular file")));
+            }
+            if entry.metadata().size > limit {
+                return Err(Fault::new(Kind::Unknown, format!("{path} exceeds {limit} bytes")));
+            }
+            let mut data = Vec::new();
+            entry.open()?.read_to_end(&mut data)?;
+            Ok(Bytes::from(data))
+        })
+        .await
+    }
+
     pub async fn read_dir(&self, path: &str, include: &str) -> Result<Vec<Stat>> {
         // Scratch has a root, if nothing else.
         if self.view.is_none() && Path::new("/").join(path) == Path::new("/") {

@@ -4,6 +4,7 @@
 //! its watchers goes through [`progress_hub`].
 //! Invariants: no wire message comes in here; a build is cancelled by dropping the future of its solve.
 pub mod api;
+mod attest;
 mod blobs;
 pub mod board;
 mod bridge;
@@ -20,6 +21,7 @@ mod gateway;
 mod nested;
 mod platforms;
 pub mod progress_hub;
+mod provenance;
 mod reference;
 mod usage;
 

@@ -1,106 +1,147 @@
-//! Which platforms a result is for, and whether they are those that were asked for.
-use std::collections::BTreeSet;
-
+//! For which platforms a result is, and whether that is what was asked for.
 use bytes::Bytes;
-use fault::{Fault, Result};
+use fault::{Fault, Kind, Result};
 use frontend::{Outcome, Refs};
 use oci::Platform;
 use serde::Deserialize;
 
+/// The id of each platform, in the order of the result, and the platform, normalized.
+pub type Named = Vec<(String, Platform)>;
+
+#[derive(Deserialize, Default)]
+struct Listed {
+    #[serde(rename = "Platforms", default)]
+    platforms: Vec<Entry>,
+}
+
 #[derive(Deserialize)]
-struct List {
-    #[serde(rename = "Platforms")]
-    platforms: Option<Vec<Entry>>,
+struct Entry {
+    #[serde(rename = "ID", default)]
+    id: String,
+    #[serde(rename = "Platform", default)]
+    platform: Platform,
 }
 
-/// One result's platform, and the key of its ref and metadata.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Entry {
-    #[serde(rename = "ID")]
-    pub id: String,
-    #[serde(rename = "Platform")]
-    pub platform: Platform,
-}
-
-/// The platforms of a result: those that the frontend lists, or the one of its config, or the host's.
-pub fn listed(outcome: &Outcome) -> Result<Vec<Entry>> {
-    let Some(json) = outcome.metadata.get("refs.platforms") else {
-        if matches!(outcome.refs, Refs::Map(_)) {
-            return Err(Fault::invalid("build result contains multiple refs without platforms mapping"));
+/// What the frontend says; where it says nothing, what the image config does, or else this machine's.
+pub fn of(outcome: &Outcome) -> Result<Named> {
+    match outcome.metadata.get("refs.platforms") {
+        Some(json) => listed(json),
+        None if is_map(outcome) => Err(failed("unable to export multiple refs, missing platforms mapping")),
+        None => {
+            let platform = of_config(outcome.metadata.get("containerimage.config"))?.normalized();
+            Ok(vec![(platform.to_string(), platform)])
         }
-        let platform = of_config(outcome.metadata.get("containerimage.config"))?.unwrap_or_else(Platform::host);
-        return Ok(vec![Entry { id: platform.to_string(), platform }]);
+    }
+}
+
+/// Whether the frontend gave results by platform.
+pub fn is_map(outcome: &Outcome) -> bool {
+    matches!(&outcome.refs, Refs::Map(map) if !map.is_empty())
+}
+
+fn listed(json: &[u8]) -> Result<Named> {
+    let listed: Listed = match json {
+        [] => Listed::default(),
+        json => {
+            serde_json::from_slice(json).map_err(|e| failed(format!("failed to parse platforms passed to provenance processor: {e}")))?
+        }
     };
-    let list: Option<List> = match json.is_empty() {
-        true => None,
-        false => serde_json::from_slice(json).map_err(|e| Fault::invalid(format!("failed to parse platforms passed to exporter: {e}")))?,
+    if listed.platforms.is_empty() {
+        return Err(failed("invalid empty platforms index for exporter"));
+    }
+    let named = |entry: Entry| {
+        if entry.id.is_empty() {
+            return Err(failed("invalid empty platform key for exporter"));
+        }
+        if entry.platform.os.is_empty() || entry.platform.architecture.is_empty() {
+            return Err(failed(format!("invalid platform value {} for exporter", entry.platform)));
+        }
+        Ok((entry.id, entry.platform.normalized()))
     };
-    let mut entries = list.and_then(|list| list.platforms).unwrap_or_default();
-    if entries.is_empty() {
-        return Err(Fault::invalid("invalid empty platforms index for exporter"));
-    }
-    for Entry { id, platform } in &mut entries {
-        if id.is_empty() {
-            return Err(Fault::invalid("invalid empty platform key for exporter"));
-        }
-        if platform.os.is_empty() || platform.architecture.is_empty() {
-            return Err(Fault::invalid(format!("invalid platform value {platform} for exporter: it needs an os and an architecture")));
-        }
-        *platform = std::mem::take(platform).normalized();
-    }
-    Ok(entries)
+    listed.platforms.into_iter().map(named).collect()
 }
 
-fn of_config(config: Option<&Bytes>) -> Result<Option<Platform>> {
-    // A config that is none is the exporter's to refuse.
-    let Some(platform) = config.and_then(|json| serde_json::from_slice::<Platform>(json).ok()) else { return Ok(None) };
-    match (platform.os.is_empty(), platform.architecture.is_empty()) {
-        (false, false) => Ok(Some(platform.normalized())),
-        (true, true) => Ok(None),
-        _ => Err(Fault::invalid("invalid image config: os and architecture must be specified together")),
+fn of_config(config: Option<&Bytes>) -> Result<Platform> {
+    let Some(config) = config else { return Ok(Platform::host()) };
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(default)]
+        os: String,
+        #[serde(default)]
+        architecture: String,
+    }
+    let wrong = |e: serde_json::Error| failed(e.to_string());
+    let named: Named = serde_json::from_slice(config).map_err(wrong)?;
+    match (named.os.is_empty(), named.architecture.is_empty()) {
+        (false, false) => serde_json::from_slice(config).map_err(wrong),
+        // BuildKit goes on with a platform without a name here; this one at least can be exported.
+        (true, true) => Ok(Platform::host()),
+        _ => Err(failed("invalid image config: os and architecture must be specified together")),
     }
 }
 
-/// What the user should know if the platforms are not those of the `platform` attribute (the host's, without one).
-pub fn mismatch(asked: Option<&str>, outcome: &Outcome, listed: &[Entry]) -> Vec<String> {
-    let is_empty = outcome.all().iter().all(|(_, reference)| reference.is_none());
-    if is_empty && !outcome.metadata.contains_key("refs.platforms") {
-        return Vec::new();
+/// What a user ought to know where a result is not for the platforms that were asked for: the comma-separated `wanted`, this machine's where there
+/// is none.
+pub fn mismatches(wanted: Option<&str>, outcome: &Outcome) -> Result<Vec<String>> {
+    if !outcome.metadata.contains_key("refs.platforms") {
+        if is_map(outcome) {
+            return Err(failed("build result contains multiple refs without platforms mapping"));
+        }
+        if outcome.all().iter().all(|(_, reference)| reference.is_none()) {
+            return Ok(Vec::new());
+        }
     }
-    let host = Platform::host().to_string();
-    let asked: Vec<&str> = asked.map_or_else(|| vec![host.as_str()], |asked| asked.split(',').collect());
-    let mut wanted = BTreeSet::new();
+    let found = of(outcome)?;
+    let native = Platform::host().normalized().to_string();
+    let wanted: Vec<&str> = wanted.map_or_else(|| vec![native.as_str()], |list| list.split(',').collect());
+    let mut asked: Vec<Platform> = Vec::new();
     let mut warnings = Vec::new();
-    for text in &asked {
+    for text in &wanted {
         match text.parse::<Platform>() {
-            Ok(platform) if wanted.insert(platform.clone().normalized().to_string()) => {}
-            Ok(_) => warnings.push(format!("Duplicate platform result requested {text:?}")),
+            Ok(platform) => {
+                let platform = platform.normalized();
+                if asked.contains(&platform) {
+                    warnings.push(format!("Duplicate platform result requested {text:?}"));
+                } else {
+                    asked.push(platform);
+                }
+            }
             Err(error) => warnings.push(format!("Invalid platform result requested {text:?}: {error}")),
         }
     }
     if !warnings.is_empty() {
-        return warnings;
+        return Ok(warnings);
     }
-    let got: BTreeSet<String> = listed.iter().map(|entry| entry.platform.to_string()).collect();
-    if let ([text], [entry]) = (asked.as_slice(), listed) {
-        // Who does not ask for a version of the system takes any.
-        let loose = Platform { os_version: String::new(), ..entry.platform.clone() }.to_string();
-        return match wanted.contains(&entry.platform.to_string()) || wanted.contains(&loose) {
-            true => Vec::new(),
-            false => vec![format!("Requested platform {text:?} does not match result platform {:?}", entry.platform.to_string())],
-        };
+    let list = |platforms: &mut dyn Iterator<Item = &Platform>| {
+        let mut names: Vec<String> = platforms.map(ToString::to_string).collect();
+        names.sort();
+        names.join(",")
+    };
+    Ok(match (asked.as_slice(), found.as_slice()) {
+        ([asked], [(_, found)]) => {
+            let mut compared = found.clone();
+            // A request seldom says which version of Windows.
+            if asked.os_version.is_empty() {
+                compared.os_version.clear();
+            }
+            let differs = *asked != *found && *asked != compared;
+            differs.then(|| format!("Requested platform {:?} does not match result platform {:?}", wanted[0], compared.to_string()))
+        }
+        ([_, _, ..], _) if !is_map(outcome) => Some("Multiple platforms requested but result is not multi-platform".to_owned()),
+        _ if asked.len() == found.len() && found.iter().all(|(_, platform)| asked.contains(platform)) => None,
+        _ => Some(format!(
+            "Requested platforms {} do not match result platforms {}",
+            list(&mut asked.iter()),
+            list(&mut found.iter().map(|(_, platform)| platform))
+        )),
     }
-    if wanted.len() > 1 && matches!(outcome.refs, Refs::Single(_)) {
-        return vec!["Multiple platforms requested but result is not multi-platform".to_owned()];
-    }
-    match wanted == got {
-        true => Vec::new(),
-        false => vec![format!("Requested platforms {} do not match result platforms {}", joined(&wanted), joined(&got))],
-    }
+    .into_iter()
+    .collect())
 }
 
-fn joined(platforms: &BTreeSet<String>) -> String {
-    platforms.iter().map(String::as_str).collect::<Vec<_>>().join(",")
+fn failed(message: impl Into<String>) -> Fault {
+    // BuildKit gives these no code of their own.
+    Fault::new(Kind::Unknown, message)
 }
 
 #[cfg(test)]
@@ -109,43 +150,48 @@ mod tests {
 
     use super::*;
 
-    fn outcome(metadata: &[(&str, &str)], keys: &[&str]) -> Outcome {
-        let refs = match keys {
-            [] => Refs::Single(None),
-            keys => Refs::Map(keys.iter().map(|key| ((*key).to_owned(), None)).collect()),
+    fn outcome(platforms: &str, is_map: bool) -> Outcome {
+        let refs = if is_map { Refs::Map(BTreeMap::from([("linux/amd64".to_owned(), None)])) } else { Refs::Single(None) };
+        let entry = |id: &str| {
+            let platform: Platform = id.parse().unwrap();
+            serde_json::json!({"ID": id, "Platform": platform})
         };
-        let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), Bytes::from((*value).to_owned()))).collect();
-        Outcome { refs, metadata, attestations: BTreeMap::new() }
+        let list: Vec<_> = platforms.split(',').filter(|p| !p.is_empty()).map(entry).collect();
+        let json = serde_json::json!({"Platforms": list}).to_string();
+        Outcome { refs, metadata: BTreeMap::from([("refs.platforms".to_owned(), json.into())]), ..Outcome::default() }
     }
 
-    const TWO: &str = r#"{"Platforms":[{"ID":"a","Platform":{"os":"linux","architecture":"amd64"}},{"ID":"b","Platform":{"os":"linux","architecture":"aarch64"}}]}"#;
-
     #[test]
-    fn what_is_no_list_of_platforms_is_refused_by_name() {
-        for (metadata, keys, want) in [
-            (("refs.platforms", "null"), &[][..], "invalid empty platforms index for exporter"),
-            (("refs.platforms", r#"{"Platforms":[{"ID":"","Platform":{"os":"","architecture":""}}]}"#), &[], "invalid empty platform key"),
-            (("refs.platforms", r#"{"Platforms":[{"ID":"x","Platform":{"os":"","architecture":""}}]}"#), &[], "invalid platform value"),
-            (("containerimage.config", r#"{"architecture":"amd64","os":""}"#), &[], "os and architecture must be specified together"),
-            (("x", ""), &["a", "b"], "multiple refs without platforms mapping"),
+    fn results_are_compared_with_the_request() {
+        let warnings = |wanted: &str, found: &str, is_map| mismatches(Some(wanted), &outcome(found, is_map)).unwrap().join(";");
+        for (wanted, found, is_map, want) in [
+            ("linux/amd64", "linux/amd64", false, ""),
+            ("linux/arm64/v8", "linux/arm64", false, ""),
+            ("linux/amd64", "linux/arm64", false, "Requested platform \"linux/amd64\" does not match result platform \"linux/arm64\""),
+            ("linux/amd64,linux/arm64", "linux/amd64", false, "Multiple platforms requested but result is not multi-platform"),
+            ("linux/amd64,linux/arm64", "linux/arm64,linux/amd64", true, ""),
+            (
+                "linux/arm64,linux/amd64",
+                "linux/s390x,linux/amd64",
+                true,
+                "Requested platforms linux/amd64,linux/arm64 do not match result platforms linux/amd64,linux/s390x",
+            ),
+            ("linux/amd64,linux/amd64", "linux/amd64", false, "Duplicate platform result requested \"linux/amd64\""),
         ] {
-            let said = listed(&outcome(&[metadata], keys)).unwrap_err().to_string();
-            assert!(said.contains(want), "{metadata:?}: {said}");
+            assert_eq!(warnings(wanted, found, is_map), want, "{wanted} {found}");
         }
-        let entries = listed(&outcome(&[("refs.platforms", TWO)], &["a", "b"])).unwrap();
-        assert_eq!(entries[1].platform.to_string(), "linux/arm64");
+        assert!(warnings("linux/a/b/c/d", "linux/amd64", false).starts_with("Invalid platform result requested \"linux/a/b/c/d\": "));
     }
 
     #[test]
-    fn a_result_for_other_platforms_is_told() {
-        let two = outcome(&[("refs.platforms", TWO)], &["a", "b"]);
-        let warn = |asked: &str, outcome: &Outcome| mismatch(Some(asked), outcome, &listed(outcome).unwrap());
-        assert!(warn("linux/amd64,linux/arm64", &two).is_empty());
-        assert_eq!(warn("linux/amd64", &two), ["Requested platforms linux/amd64 do not match result platforms linux/amd64,linux/arm64"]);
-        let one = outcome(&[("refs.platforms", r#"{"Platforms":[{"ID":"a","Platform":{"os":"linux","architecture":"amd64"}}]}"#)], &[]);
-        assert_eq!(warn("linux/amd64,linux/arm64", &one), ["Multiple platforms requested but result is not multi-platform"]);
-        assert_eq!(warn("linux/arm64", &one), ["Requested platform \"linux/arm64\" does not match result platform \"linux/amd64\""]);
-        assert!(warn("linux/amd64", &one).is_empty());
-        assert!(mismatch(Some("linux/s390x"), &outcome(&[], &[]), &[]).is_empty(), "nothing was built");
+    fn bad_lists_are_named() {
+        assert_eq!(of(&outcome("", false)).unwrap_err().to_string(), "invalid empty platforms index for exporter");
+        let mut none = outcome("linux/amd64", true);
+        none.metadata.clear();
+        assert_eq!(of(&none).unwrap_err().to_string(), "unable to export multiple refs, missing platforms mapping");
+        let config = br#"{"os":"linux"}"#;
+        let half =
+            Outcome { metadata: BTreeMap::from([("containerimage.config".to_owned(), config.as_slice().into())]), ..Outcome::default() };
+        assert_eq!(of(&half).unwrap_err().to_string(), "invalid image config: os and architecture must be specified together");
     }
 }

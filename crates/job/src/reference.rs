@@ -1,5 +1,5 @@
 //! A solved graph, or one on its way: it runs when somebody needs it, and once.
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,11 +14,11 @@ use tokio::sync::OnceCell;
 use crate::build::Build;
 use crate::caches::{self, Importing};
 use crate::files;
+use crate::provenance::{Capture, Traced};
 
 pub struct BuildRef {
-    id: String,
     build: Arc<Build>,
-    graph: Arc<Graph>,
+    traced: Arc<Traced>,
     imports: Vec<Arc<Importing>>,
     built: OnceCell<Result<Built>>,
 }
@@ -29,15 +29,22 @@ impl BuildRef {
         build.admit(&graph)?;
         build.job.announce(&graph);
         let id = format!("{}-{}", build.request.id, build.next_number());
-        let reference = Arc::new(Self { id, build: build.clone(), graph, imports, built: OnceCell::new() });
+        let traced = Arc::new(Traced { id, graph, capture: OnceLock::new() });
+        let reference = Arc::new(Self { build: build.clone(), traced, imports, built: OnceCell::new() });
         build.remember(&reference);
         Ok(reference)
     }
 
     /// A result that no graph of its own leads to.
     pub fn kept(build: Arc<Build>, id: &str, layer: Layer) -> Arc<Self> {
+        let traced = Arc::new(Traced { id: id.to_owned(), graph: Arc::default(), capture: OnceLock::new() });
         let built = Built { layer: Some(layer), keys: Vec::new() };
-        Arc::new(Self { id: id.to_owned(), build, graph: Arc::default(), imports: Vec::new(), built: OnceCell::new_with(Some(Ok(built))) })
+        Arc::new(Self { build, traced, imports: Vec::new(), built: OnceCell::new_with(Some(Ok(built))) })
+    }
+
+    /// What provenance is made of.
+    pub fn traced(&self) -> &Arc<Traced> {
+        &self.traced
     }
 
     /// Runs the graph if that has not happened yet.
@@ -49,7 +56,11 @@ impl BuildRef {
     pub async fn result(&self) -> Result<Built> {
         let solve = async {
             let caches = caches::ready(&self.imports).await;
-            self.build.job.load_with(self.graph.clone(), caches).result().await
+            let graph = &self.traced.graph;
+            let built = self.build.job.load_with(graph.clone(), caches).result().await?;
+            // Only who is first here gets to set it.
+            let _ = self.traced.capture.set(Capture::of(graph, |vertex| self.build.worker.pin(vertex)));
+            Ok::<Built, fault::Fault>(built)
         };
         self.built.get_or_init(|| self.build.cancel.run(solve)).await.clone()
     }
@@ -64,11 +75,11 @@ impl BuildRef {
 #[async_trait]
 impl Ref for BuildRef {
     fn id(&self) -> &str {
-        &self.id
+        &self.traced.id
     }
 
     fn graph(&self) -> &Arc<Graph> {
-        &self.graph
+        &self.traced.graph
     }
 
     async fn evaluate(&self) -> Result<()> {

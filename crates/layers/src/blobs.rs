@@ -193,9 +193,9 @@ fn chain_ids(node: &Arc<Node>) {
     });
 }
 
-struct Hashing<W> {
-    out: W,
-    hasher: Hasher,
+pub(crate) struct Hashing<W> {
+    pub out: W,
+    pub hasher: Hasher,
 }
 
 impl<W: Write> Write for Hashing<W> {

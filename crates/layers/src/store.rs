@@ -101,6 +101,11 @@ impl Layers {
         Ok(())
     }
 
+    /// A random id of a layer's form, which no layer has.
+    pub fn new_id(&self) -> LayerId {
+        LayerId::random()
+    }
+
     /// A layer by the id it had in an earlier life of the process, or in this one. `None` if it, or anything below it, is gone.
     ///
     /// The layer may be lazy with nobody left who knows where its blobs are; [`Layer::missing`] tells.

@@ -24,6 +24,17 @@ impl Graph {
         }
     }
 
+    /// The digest of the pseudo op that names the result; `None` for scratch.
+    pub fn terminal(&self) -> Option<Digest> {
+        self.result.as_ref().map(|result| Digest::of(encode::terminal(result)))
+    }
+
+    /// [`Graph::load`] of a marshalled definition.
+    pub fn load_bytes(definition: &[u8]) -> Result<Self, crate::LoadError> {
+        let definition = pb::Definition::decode(definition).map_err(crate::LoadError::Definition)?;
+        Self::load(&definition)
+    }
+
     /// [`Graph::encode`], marshalled.
     pub fn to_bytes(&self) -> Bytes {
         self.encode().encode_to_vec().into()

@@ -14,6 +14,7 @@ mod caps;
 mod decode;
 mod encode;
 mod graph;
+pub mod json;
 mod load;
 mod name;
 pub mod parts;

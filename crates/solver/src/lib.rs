@@ -96,6 +96,12 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
         self.jobs.get(&job).into_iter().flatten().copied()
     }
 
+    /// What is known by now of each output of a vertex that is in use: its result, if it is here, and the keys that it is recorded under.
+    pub fn outputs(&self, vertex: VertexId) -> impl Iterator<Item = (u32, Option<&S::Result>, &[Key])> {
+        let edges = self.vertices.get(&vertex).into_iter().flat_map(|v| v.edges.iter());
+        edges.filter_map(|(output, edge)| self.edges.get(edge).map(|e| (*output, e.result.as_ref(), e.known_by.as_slice())))
+    }
+
     /// Adds a graph to a job, inputs before their users, and returns the vertices in the same order. Nothing runs until something is wanted.
     ///
     /// # Panics

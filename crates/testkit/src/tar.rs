@@ -57,6 +57,8 @@ pub struct TarEntry {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// Seconds since 1970, of the plain header.
+    pub mtime: i64,
     pub link: String,
     pub data: Vec<u8>,
 }
@@ -89,7 +91,7 @@ pub fn read_tar(mut bytes: &[u8]) -> BTreeMap<String, TarEntry> {
         let link = pax.remove("linkpath").unwrap_or_else(|| text(157, 257));
         pax.clear();
         let (mode, uid, gid) = (octal(100, 108) as u32, octal(108, 116) as u32, octal(116, 124) as u32);
-        entries.insert(name.trim_end_matches('/').to_owned(), TarEntry { kind, mode, uid, gid, link, data });
+        entries.insert(name.trim_end_matches('/').to_owned(), TarEntry { kind, mode, uid, gid, mtime: octal(136, 148) as i64, link, data });
     }
     entries
 }

@@ -7,11 +7,12 @@ use fault::{Fault, Kind, Result};
 use layers::{Draft, Layer, LayerId, Layers, Properties, Room};
 use llb::{Op, Vertex, cache_key};
 use oci::{Digest, Platform};
-use ops::exec::{Exec, Request};
+use ops::exec::{Exec, Failure, Request};
 use ops::{build, checksum, file};
 use snapshot::{Editor, View};
 use sources::Sources;
 
+use crate::pins::Pins;
 use crate::platforms;
 use crate::remains::Remains;
 
@@ -21,6 +22,7 @@ pub struct Steps {
     pub sources: Sources,
     pub exec: Arc<Exec>,
     pub host: Platform,
+    pub pins: Pins,
 }
 
 impl Steps {
@@ -73,6 +75,7 @@ impl Steps {
     async fn key(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
         if let Op::Source(op) = &vertex.op {
             let key = self.sources.cache_key(vertex, op, index, &source_context(context)).await?;
+            self.pins.put(&vertex.digest, key.pin);
             return Ok(CacheMap { digest: key.digest, inputs: Vec::new(), more: key.more });
         }
         let key = cache_key::of(vertex, &self.platform(vertex)).map_err(|e| Fault::of(Kind::Invalid, e))?;
@@ -107,10 +110,16 @@ impl Steps {
             }
             Op::Exec(op) => {
                 realize(&inputs, context).await?;
-                self.check_platform(vertex)?;
                 let Context { cancel, reporter, sessions, .. } = context;
                 let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel };
-                self.exec.run(request).await.map_err(|failure| Remains::of_exec(vertex, failure))
+                self.exec.run(request).await.map_err(|failure| {
+                    let fault = failure.fault;
+                    let fault = match self.foreign_platform(vertex) {
+                        Some(hint) if fault.kind() != Kind::Canceled => fault.context(hint),
+                        _ => fault,
+                    };
+                    Remains::of_exec(vertex, Failure { fault, left: failure.left })
+                })
             }
         }
     }
@@ -133,20 +142,17 @@ impl Steps {
         outcome
     }
 
-    /// A platform that this machine cannot run is refused before the step starts, with what would help.
-    fn check_platform(&self, vertex: &Vertex) -> Result<()> {
+    /// What may help where a step failed whose platform this machine cannot run. It is tried first: images of one platform are often used for another.
+    fn foreign_platform(&self, vertex: &Vertex) -> Option<String> {
         let wanted = self.platform(vertex);
         let known = platforms::detect();
         if known.iter().any(|p| p.os == wanted.os && p.architecture == wanted.architecture) {
-            return Ok(());
+            return None;
         }
         let known: Vec<String> = known.iter().map(ToString::to_string).collect();
-        Err(Fault::new(
-            Kind::Precondition,
-            format!(
-                "no support for running processes with {wanted} platform, supported: {}; install an emulator with: apt-get install qemu-user-static binfmt-support",
-                known.join(", ")
-            ),
+        Some(format!(
+            "no support for running processes with {wanted} platform, supported: {}; install an emulator with: apt-get install qemu-user-static binfmt-support",
+            known.join(", ")
         ))
     }
 

@@ -7,6 +7,7 @@
 mod background;
 mod execute;
 mod open;
+mod pins;
 mod platforms;
 mod remains;
 mod resolve;

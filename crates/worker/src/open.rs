@@ -17,6 +17,7 @@ use sources::{GitSettings, Sources};
 
 use crate::background::Background;
 use crate::execute::Steps;
+use crate::pins::Pins;
 use crate::platforms;
 
 /// What runs the processes of steps.
@@ -79,6 +80,7 @@ pub struct Worker {
     engine: Engine,
     index: Index,
     gc_rules: Vec<Rule>,
+    pins: Pins,
     _background: Background,
 }
 
@@ -107,7 +109,9 @@ impl Worker {
         let found = if settings.platforms.is_empty() { platforms::detect() } else { settings.platforms };
         let exec = Exec { layers: layers.clone(), runtime, log_limits: settings.log_limits, sockets: root.join("sockets") };
         let exec = Arc::new(exec);
-        let steps = Steps { layers: layers.clone(), sources: sources.clone(), exec: exec.clone(), host: Platform::host() };
+        let pins = Pins::default();
+        let steps =
+            Steps { layers: layers.clone(), sources: sources.clone(), exec: exec.clone(), host: Platform::host(), pins: pins.clone() };
         let index = Index::new(db);
         layers.set_ceiling(settings.ceiling);
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
@@ -126,6 +130,7 @@ impl Worker {
             exec,
             engine,
             index,
+            pins,
         })
     }
 
@@ -165,6 +170,11 @@ impl Worker {
         self.sources.forget();
         let content = self.content.clone();
         task::blocking(move || Ok(content.sweep(Duration::ZERO).map(|_| ())?)).await
+    }
+
+    /// What the source vertex was last pinned to: a manifest's digest, a commit, a checksum. `None` if it was not used, or has no pin.
+    pub fn pin(&self, vertex: &oci::Digest) -> Option<String> {
+        self.pins.get(vertex)
     }
 
     /// What runs processes.

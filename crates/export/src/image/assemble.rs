@@ -8,8 +8,7 @@ use oci::{Annotations, Descriptor, Digest, Index, Manifest, Platform, REFERENCE_
 use progress::Reporter;
 
 use crate::annotations;
-use crate::api::Statement;
-use crate::attestation::{image_subjects, render};
+use crate::attestation::{Written, image_targets};
 use crate::attrs::lookup;
 use crate::config::{self, LayerFacts, Patch};
 use crate::image::options::Settled;
@@ -35,7 +34,7 @@ pub struct Draft {
     pub parts: Vec<Part>,
     pub is_map: bool,
     pub metadata: BTreeMap<String, Bytes>,
-    pub attestations: BTreeMap<String, Vec<Statement>>,
+    pub attestations: BTreeMap<String, Vec<Written>>,
     /// Comma-separated; subjects of the statements.
     pub names: String,
 }
@@ -81,7 +80,7 @@ pub fn assemble(draft: &Draft, options: &Settled, store: &Store, reporter: &Repo
 
 /// A single result becomes an index to hold statements, unless these are all to be left out here.
 fn needs_index(draft: &Draft, options: &Settled) -> bool {
-    let counts = |s: &Statement| options.inline_attestations || !s.inline_only;
+    let counts = |s: &Written| options.inline_attestations || !s.inline_only;
     draft.parts.iter().any(|part| draft.attestations.get(&part.id).is_some_and(|all| all.iter().any(counts)))
 }
 
@@ -173,11 +172,11 @@ impl Writer<'_> {
         config::patch(&config, &facts, with)
     }
 
-    fn attestation(&mut self, draft: &Draft, part: &Part, statements: &[Statement], image: &Descriptor) -> Result<Document> {
-        let subjects = image_subjects(&draft.names, &part.platform, &image.digest)?;
+    fn attestation(&mut self, draft: &Draft, part: &Part, statements: &[Written], image: &Descriptor) -> Result<Document> {
+        let targets = image_targets(&draft.names, &part.platform, &image.digest)?;
         let mut layers = Vec::new();
         for statement in statements {
-            let json = render(statement, &subjects)?;
+            let json = statement.render(&targets)?;
             let mut descriptor = Descriptor::of(media::IN_TOTO, json.as_bytes());
             descriptor.annotations = Annotations::from([("in-toto.io/predicate-type".to_owned(), statement.predicate_type.clone())]);
             self.put(json.as_bytes(), [])?;
@@ -256,6 +255,13 @@ impl Writer<'_> {
         }
         public
     }
+}
+
+/// A layer's descriptor as documents in OCI's format show it.
+pub fn without_internals(layer: &Descriptor) -> Descriptor {
+    let mut shown = layer.clone();
+    shown.annotations.retain(|key, _| !is_internal(key));
+    shown
 }
 
 fn is_internal(key: &str) -> bool {

@@ -6,17 +6,19 @@ use base64::Engine as _;
 use bytes::Bytes;
 use content::Store;
 use fault::{Fault, Result};
-use layers::Compression;
-use oci::{Descriptor, gojson};
+use layers::{Compression, Layer};
+use oci::{Descriptor, Digest, gojson};
 use registry::Client;
 
 use crate::api::{Context, Exported, Exporter, Source};
+use crate::attestation::Written;
 use crate::attrs::Attrs;
-use crate::image::assemble::{Draft, Image, assemble};
+use crate::image::assemble::{Draft, Image, Part, assemble};
 use crate::image::blobs::Blobs;
 use crate::image::options::{ImageOptions, Settled};
 use crate::image::packing::{Parts, pack};
 use crate::image::push::{Target, push_all};
+use crate::image::sbom::supplement;
 
 pub struct ImageExporter {
     store: Store,
@@ -99,26 +101,34 @@ pub async fn make(
     store: &Store,
     context: &Context,
 ) -> Result<(Image, Blobs)> {
-    if options.rewrite_timestamps {
-        refuse_rewrite(source, &metadata, &options)?;
-    }
-    let Parts { parts, layers } = context.cancel.run(pack(source, options.compression, context)).await?;
-    let draft = Draft { parts, is_map: source.is_map, metadata, attestations: source.attestations.clone(), names };
+    let Parts { parts, layers, holds } = context.cancel.run(pack(source, &metadata, &options, context)).await?;
+    let attestations = context.cancel.run(write(source, &parts, &layers, context)).await?;
+    let draft = Draft { parts, is_map: source.is_map, metadata, attestations, names };
     let (own, reporter) = (store.clone(), context.reporter.clone());
-    let image = task::blocking(move || assemble(&draft, &options, &own, &reporter)).await?;
+    let mut image = task::blocking(move || assemble(&draft, &options, &own, &reporter)).await?;
+    image.holds.extend(holds);
     Ok((image, Blobs::new(store.clone(), layers)))
 }
 
-/// Without an epoch there is nothing to rewrite to, and as BuildKit we go on without.
-fn refuse_rewrite(source: &Source, metadata: &BTreeMap<String, Bytes>, options: &Settled) -> Result<()> {
-    for result in &source.results {
-        if options.epoch.resolve(metadata, &result.id)?.is_some() {
-            let why = "exporter option \"rewrite-timestamp\" is not supported by kiln: set the times of files in the build, and leave the option out";
-            return Err(Fault::new(fault::Kind::Unimplemented, why));
+/// Statements are written once layers are packed, for they may tell of these.
+async fn write(
+    source: &Source,
+    parts: &[Part],
+    layers: &BTreeMap<Digest, Layer>,
+    context: &Context,
+) -> Result<BTreeMap<String, Vec<Written>>> {
+    let mut all = BTreeMap::new();
+    for part in parts {
+        let Some(statements) = source.attestations.get(&part.id) else { continue };
+        let mut written = Vec::with_capacity(statements.len());
+        for statement in statements {
+            let mut statement = Written::of(statement).await?;
+            supplement(&mut statement, part, layers, context).await?;
+            written.push(statement);
         }
+        all.insert(part.id.clone(), written);
     }
-    tracing::warn!("rewrite-timestamp is specified, but no source-date-epoch was found");
-    Ok(())
+    Ok(all)
 }
 
 /// What clients are told of an image.

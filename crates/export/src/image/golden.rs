@@ -7,7 +7,7 @@ use progress::Reporter;
 use serde_json::Value;
 use testkit::{TarEntry, read_tar};
 
-use crate::api::Statement;
+use crate::attestation::Written;
 use crate::attrs::{Attrs, Epoch};
 use crate::config::LayerFacts;
 use crate::image::assemble::tests::store;
@@ -123,11 +123,13 @@ async fn oci_with_two_platforms_and_statements() {
             let config = Bytes::copy_from_slice(golden.blob(&image.config.digest));
             draft.metadata.insert(format!("containerimage.config/{id}"), config);
             let statement: Value = serde_json::from_slice(golden.blob(&attestation.layers[0].digest)).unwrap();
-            let statement = Statement {
+            let statement = Written {
                 predicate_type: statement["predicateType"].as_str().unwrap().into(),
                 predicate: statement["predicate"].to_string().into(),
                 path: "provenance.json".into(),
                 inline_only: false,
+                subjects: Vec::new(),
+                sbom_core: None,
             };
             draft.attestations.insert(id.into(), vec![statement]);
         }

@@ -10,7 +10,6 @@ mod faults;
 mod named;
 mod opts;
 mod proto_json;
-mod sbom;
 mod subrequest;
 mod table;
 
@@ -26,6 +25,7 @@ use oci::{Digest, Platform};
 use serde::Serialize;
 
 use crate::bridge::{Bridge, Outcome, Ref, Refs, SolveRequest};
+use crate::sbom::{Scanner, Subject};
 use answers::Answers;
 use context::{BuildContext, Entrypoint};
 use opts::Config;
@@ -127,7 +127,10 @@ impl Frontend<'_> {
 
     async fn build(&self) -> Result<Outcome, faults::Failure> {
         let scanner = match &self.config.sbom {
-            Some(request) => Some(sbom::Scanner::prepare(self, request).await?),
+            Some(request) => {
+                let (platform, mode) = (self.config.native_platform(), self.config.resolve_mode());
+                Some(Scanner::prepare(self.bridge, request, platform, mode).await?)
+            }
             None => None,
         };
         let platforms: Vec<Option<&Platform>> = match self.config.target_platforms.as_slice() {
@@ -140,7 +143,14 @@ impl Frontend<'_> {
         let mut outcome = self.outcome(&built);
         if let Some(scanner) = scanner {
             for built in &built {
-                let attestation = scanner.scan(self, &built.export.id, &built.converted).await?;
+                let converted = &built.converted;
+                let subject = Subject {
+                    platform_id: &built.export.id,
+                    core: &converted.graph,
+                    extras: &converted.scan,
+                    ignore_cache: converted.ignore_cache,
+                };
+                let attestation = scanner.scan(self.bridge, &subject).await?;
                 outcome.attestations.entry(built.export.id.clone()).or_default().push(attestation);
             }
         }

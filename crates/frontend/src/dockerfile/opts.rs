@@ -10,9 +10,10 @@ use dockerfile::source::ResolveMode;
 use dockerfile::text::parse_bool;
 use fault::{Context as _, Detail, Fault, Kind, Result};
 use llb::{LinuxResources, NetMode, Ulimit};
-use oci::{Platform, Reference};
+use oci::Platform;
 
 use super::context::Entrypoint;
+use crate::attestations::{SbomRequest, Wanted};
 use crate::bridge::{Build, CacheImport};
 
 /// Options with types. What concerns the language is in `options`, the rest beside it.
@@ -26,14 +27,6 @@ pub(super) struct Config {
     pub cache_imports: Vec<CacheImport>,
     pub sbom: Option<SbomRequest>,
 }
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SbomRequest {
-    pub generator: String,
-    pub params: BTreeMap<String, String>,
-}
-
-const SBOM_GENERATOR: &str = "docker/buildkit-syft-scanner:stable-1";
 
 impl Config {
     pub fn parse(build: &Build) -> Result<Self> {
@@ -74,7 +67,7 @@ impl Config {
         override_opt(&mut opts, "multi-platform", "build-arg:BUILDKIT_MULTI_PLATFORM");
         config.multi_platform = multi_platform(&opts, config.target_platforms.len() > 1)?;
         config.cache_imports = cache_imports(&opts)?;
-        config.sbom = attestations(&opts)?;
+        config.sbom = Wanted::parse(&opts, "scanner")?.sbom;
         override_opt(&mut opts, "hostname", "build-arg:BUILDKIT_SANDBOX_HOSTNAME");
 
         let opt = |key: &str| opts.get(key).cloned().unwrap_or_default();
@@ -320,35 +313,6 @@ fn cache_imports(opts: &BTreeMap<String, String>) -> Result<Vec<CacheImport>> {
 }
 
 /// Checks what attestations are wanted; the bill of materials is ours to make.
-fn attestations(opts: &BTreeMap<String, String>) -> Result<Option<SbomRequest>> {
-    let mut wanted = BTreeMap::new();
-    for (key, value) in opts {
-        if let Some(kind) = key.strip_prefix("attest:").or_else(|| key.strip_prefix("build-arg:BUILDKIT_ATTEST_")) {
-            wanted.insert(kind.to_lowercase(), value);
-        }
-    }
-    let mut sbom = None;
-    for (kind, text) in wanted {
-        let fields = fields(text).with_context(|| format!("failed to parse {kind}"))?;
-        match kind.as_str() {
-            "sbom" => {
-                let pair = |f: &String| f.split_once('=').map_or((f.clone(), String::new()), |(k, v)| (k.to_owned(), v.to_owned()));
-                let mut params: BTreeMap<String, String> = fields.iter().map(pair).collect();
-                let generator = params.remove("generator").unwrap_or_else(|| SBOM_GENERATOR.into());
-                sbom = Some(SbomRequest { generator: scanner_name(&generator)?, params });
-            }
-            "provenance" => {}
-            other => return Err(invalid(format!("unknown attestation type {other:?}"))),
-        }
-    }
-    Ok(sbom)
-}
-
-fn scanner_name(generator: &str) -> Result<String> {
-    let parsed: Result<Reference> = generator.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()));
-    Ok(parsed.with_context(|| format!("failed to parse sbom scanner {generator}"))?.or_latest().to_string())
-}
-
 /// A frontend capability that was asked for and is not there.
 pub(super) struct MissingCap {
     pub fault: Fault,

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::flags::Flags;
 use super::gc::{self, Limits, PolicyTable, Space};
 use super::logging::Log;
+use super::provenance_env;
 use super::tls::Tls;
 
 /// The file. Keys of BuildKit that have no effect here are not listed, so that they are named in a warning.
@@ -18,6 +19,8 @@ struct File {
     debug: bool,
     trace: bool,
     root: Option<PathBuf>,
+    #[serde(rename = "provenanceEnvDir")]
+    provenance_env_dir: Option<PathBuf>,
     #[serde(rename = "insecure-entitlements")]
     insecure_entitlements: Vec<String>,
     log: LogTable,
@@ -204,6 +207,7 @@ pub struct Config {
     pub dockerfile_enabled: bool,
     pub gateway_enabled: bool,
     pub gateway_sources: Vec<String>,
+    pub provenance_env: serde_json::Map<String, serde_json::Value>,
     pub grace_period: Duration,
     pub idle_exit: Option<Duration>,
     pub dns: sandbox::Dns,
@@ -311,6 +315,9 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         dockerfile_enabled: file.frontend.get("dockerfile.v0").and_then(|f| f.enabled).unwrap_or(true),
         gateway_sources: file.frontend.get("gateway.v0").map(|f| f.allowed_repositories.clone()).unwrap_or_default(),
         gateway_enabled: file.frontend.get("gateway.v0").and_then(|f| f.enabled).unwrap_or(true),
+        provenance_env: provenance_env::load(
+            &file.provenance_env_dir.filter(|p| !p.as_os_str().is_empty()).unwrap_or(paths.provenance_env),
+        )?,
         grace_period: flags.grace_period.unwrap_or(Duration::from_secs(20)),
         idle_exit: flags.idle_exit,
         dns: sandbox::Dns { nameservers: file.dns.nameservers, search: file.dns.search_domains, options: file.dns.options },
@@ -383,6 +390,7 @@ fn host(table: RegistryTable) -> Host {
 /// Where things are unless told otherwise.
 struct Paths {
     config: PathBuf,
+    provenance_env: PathBuf,
     root: PathBuf,
     address: String,
 }
@@ -394,13 +402,16 @@ impl Paths {
         if !is_rootless() {
             return Self {
                 config: "/etc/buildkit/buildkitd.toml".into(),
+                provenance_env: "/etc/buildkit/provenance.d".into(),
                 root: "/var/lib/buildkit".into(),
                 address: "unix:///run/buildkit/buildkitd.sock".into(),
             };
         }
         let runtime = first("XDG_RUNTIME_DIR").unwrap_or_else(|| PathBuf::from(format!("/run/user/{}", user_outside())));
+        let configs = first("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("buildkit");
         Self {
-            config: first("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config")).join("buildkit/buildkitd.toml"),
+            config: configs.join("buildkitd.toml"),
+            provenance_env: configs.join("provenance.d"),
             root: first("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share")).join("buildkit"),
             address: format!("unix://{}", runtime.join("buildkit/buildkitd.sock").display()),
         }

@@ -5,6 +5,7 @@ mod gc;
 mod listen;
 mod logging;
 mod notify;
+mod provenance_env;
 mod rootless;
 mod serve;
 mod tls;

@@ -99,6 +99,7 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         gateway_enabled: config.gateway_enabled,
         gateway_sources: config.gateway_sources,
         frontend_door: Arc::new(grpc::Door),
+        provenance_env: config.provenance_env,
     };
     Ok(Builds::new(Arc::new(worker), Arc::new(sessions.clone()), settings))
 }

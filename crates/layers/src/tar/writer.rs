@@ -164,7 +164,7 @@ fn split(name: &[u8]) -> Option<(&[u8], &[u8])> {
     if at == 0 || rest > most || rest == 0 || at > prefix_most { None } else { Some((&name[..at], &name[at + 1..])) }
 }
 
-fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+pub(crate) fn record(out: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let digits = |n: usize| n.to_string().len();
     let body = key.len() + value.len() + 3;
     let mut length = body + digits(body);
@@ -197,7 +197,7 @@ fn ascii(text: &[u8]) -> Vec<u8> {
     text.iter().copied().filter(|&b| b.is_ascii() && b != 0).collect()
 }
 
-fn fits_octal(width: usize, value: i64) -> bool {
+pub(crate) fn fits_octal(width: usize, value: i64) -> bool {
     value >= 0 && value < 1 << ((width - 1) * 3)
 }
 
@@ -212,7 +212,7 @@ fn put_text(field: &mut [u8], text: &[u8]) {
 }
 
 /// Zero where the number does not fit: an extended record holds it then.
-fn put_octal(field: &mut [u8], value: i64) {
+pub(crate) fn put_octal(field: &mut [u8], value: i64) {
     let value = if fits_octal(field.len(), value) { value } else { 0 };
     let digits = format!("{value:0width$o}", width = field.len() - 1);
     field[..digits.len()].copy_from_slice(digits.as_bytes());

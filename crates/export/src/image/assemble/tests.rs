@@ -47,12 +47,14 @@ pub fn draft(store: &Store, platforms: &[&str]) -> Draft {
     }
 }
 
-fn statement(inline_only: bool) -> Statement {
-    Statement {
+fn statement(inline_only: bool) -> Written {
+    Written {
         predicate_type: "https://slsa.dev/provenance/v1".into(),
         predicate: "{}".into(),
         path: "provenance.json".into(),
         inline_only,
+        subjects: Vec::new(),
+        sbom_core: None,
     }
 }
 

@@ -3,24 +3,35 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dockerfile::Converted;
 use dockerfile::source::{self, ResolveMode};
-use fault::Result;
-use llb::{Builder, Edge, ExecOp, Graph, Meta, Metadata, Mount, MountKind, NetMode, Op, SecurityMode};
+use fault::{Context as _, Fault, Kind, Result};
+use llb::{Builder, Edge, ExecOp, Graph, Meta, Metadata, Mount, MountKind, NetMode, Op, SecurityMode, SourceOp};
 use oci::{ImageConfig, Platform, Reference};
 use patterns::join;
 
-use super::answers::{image_request, not_an_image};
-use super::opts::{SbomRequest, invalid};
-use super::{Frontend, head};
-use crate::bridge::{Attestation, AttestationKind, SolveRequest};
+use crate::attestations::SbomRequest;
+use crate::bridge::{Attestation, AttestationKind, Bridge, ResolveRequest, SolveRequest};
 
 const SOURCES: &str = "/run/src/";
 const RESULTS: &str = "/run/out/";
 const CORE: &str = "sbom";
-const SPDX: &str = "https://spdx.dev/Document";
+/// The predicate type of the statements that scanners make.
+pub const SPDX: &str = "https://spdx.dev/Document";
 
-pub(super) struct Scanner {
+const IMAGE: &str = "docker-image://";
+
+/// What is scanned.
+pub struct Subject<'a> {
+    pub platform_id: &'a str,
+    pub core: &'a Graph,
+    /// By name.
+    pub extras: &'a BTreeMap<String, Arc<Graph>>,
+    /// Scans again even if that was done before.
+    pub ignore_cache: bool,
+}
+
+/// A scanner image that is ready to run.
+pub struct Scanner {
     reference: String,
     platform: Platform,
     config: ImageConfig,
@@ -28,23 +39,32 @@ pub(super) struct Scanner {
 }
 
 impl Scanner {
-    pub async fn prepare(frontend: &Frontend<'_>, request: &SbomRequest) -> Result<Self> {
-        let platform = frontend.config.native_platform().clone();
-        let mode = frontend.config.resolve_mode();
-        let question = image_request(&request.generator, Some(&platform), mode, String::new());
-        let found = frontend.answers().resolve(question).await?;
-        let Some((_, config)) = found.image else { return Err(not_an_image(&request.generator, &found.reference)) };
-        let config = ImageConfig::parse(&config).map_err(|e| invalid(e.to_string()))?;
+    /// Looks the image up for the platform that it is to run on. `mode` is the build's way to resolve images.
+    pub async fn prepare(bridge: &dyn Bridge, request: &SbomRequest, platform: &Platform, mode: ResolveMode) -> Result<Self> {
+        let question = ResolveRequest {
+            op: SourceOp { identifier: format!("{IMAGE}{}", request.generator), ..SourceOp::default() },
+            platform: Some(platform.clone()),
+            resolve_mode: mode.as_str().to_owned(),
+            ..ResolveRequest::default()
+        };
+        let found = bridge.resolve_source(question).await;
+        let found = found.with_context(|| format!("failed to resolve source metadata for {}", request.generator))?;
+        let updated = found.op.identifier.strip_prefix(IMAGE).unwrap_or(&found.op.identifier).to_owned();
+        let Some(image) = found.image else {
+            return Err(invalid(format!("ref {} resolved to non-image {updated}", request.generator)));
+        };
+        let config = ImageConfig::parse(&image.config).map_err(|e| invalid(e.to_string()))?;
         if config.config.entrypoint.is_empty() && config.config.cmd.is_empty() {
-            return Err(invalid(format!("scanner {} does not have cmd", found.reference)));
+            return Err(invalid(format!("scanner {updated} does not have cmd")));
         }
-        Ok(Self { reference: found.reference, platform, config, params: request.params.clone() })
+        Ok(Self { reference: updated, platform: platform.clone(), config, params: request.params.clone() })
     }
 
-    pub async fn scan(&self, frontend: &Frontend<'_>, platform_id: &str, built: &Converted) -> Result<Attestation> {
-        let graph = self.graph(platform_id, built)?;
+    /// Scans a result, and beside it what else may have something to tell, by name. Runs when the statements are wanted.
+    pub async fn scan(&self, bridge: &dyn Bridge, subject: &Subject<'_>) -> Result<Attestation> {
+        let graph = self.graph(subject)?;
         let request = SolveRequest { graph: Some(Arc::new(graph)), ..SolveRequest::default() };
-        let reference = frontend.bridge.solve(request).await?.single_ref()?;
+        let reference = bridge.solve(request).await?.single_ref()?;
         let text = |text: &'static str| Bytes::from_static(text.as_bytes());
         Ok(Attestation {
             kind: AttestationKind::Bundle,
@@ -56,10 +76,9 @@ impl Scanner {
         })
     }
 
-    fn graph(&self, platform_id: &str, built: &Converted) -> Result<Graph> {
+    fn graph(&self, subject: &Subject<'_>) -> Result<Graph> {
         let full: Reference = self.reference.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()))?;
         let image = source::image(&full.or_latest().to_string(), Some(self.platform.clone()), ResolveMode::Default).into_graph();
-        head(&image)?;
         let mut builder = Builder::new();
         let mut inputs: Vec<Edge> = builder.graft(&image).into_iter().collect();
         let mut input = |builder: &mut Builder, graph: &Graph| {
@@ -71,9 +90,9 @@ impl Scanner {
             Some(at as u32)
         };
         let mut mounts = vec![mount("/", Some(0), Some(0), MountKind::Bind), mount(RESULTS, None, Some(1), MountKind::Bind)];
-        let core = input(&mut builder, &built.graph);
+        let core = input(&mut builder, subject.core);
         mounts.push(mount(&join(&[SOURCES, "core", CORE]), core, None, MountKind::Bind));
-        for (name, graph) in &built.scan {
+        for (name, graph) in subject.extras {
             let extra = input(&mut builder, graph);
             mounts.push(mount(&join(&[SOURCES, "extras", &format!("{CORE}-{name}")]), extra, None, MountKind::Bind));
         }
@@ -83,14 +102,14 @@ impl Scanner {
         }
         mounts.sort_by(|a, b| a.dest.cmp(&b.dest));
         let op = ExecOp {
-            meta: self.meta(!built.scan.is_empty()),
+            meta: self.meta(!subject.extras.is_empty()),
             mounts,
             network: NetMode::Unset,
             security: SecurityMode::Sandbox,
             ..ExecOp::default()
         };
-        let mut metadata = Metadata { ignore_cache: built.ignore_cache, ..Metadata::default() };
-        metadata.description.insert("llb.customname".into(), format!("[{platform_id}] generating sbom using {}", self.reference));
+        let mut metadata = Metadata { ignore_cache: subject.ignore_cache, ..Metadata::default() };
+        metadata.description.insert("llb.customname".into(), format!("[{}] generating sbom using {}", subject.platform_id, self.reference));
         for cap in ["exec.meta.base", "exec.mount.bind", "exec.mount.tmpfs"] {
             metadata.caps.insert(cap.into(), true);
         }
@@ -140,4 +159,9 @@ fn mount(dest: &str, input: Option<u32>, output: Option<u32>, kind: MountKind) -
         content_cache: Default::default(),
         result_id: String::new(),
     }
+}
+
+fn invalid(message: impl Into<String>) -> Fault {
+    // BuildKit gives these no code of their own.
+    Fault::new(Kind::Unknown, message)
 }

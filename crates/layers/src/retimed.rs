@@ -1,0 +1,94 @@
+//! Layers of an image whose files are no younger than a given time. They are other blobs, with other digests, than those the layers have.
+use std::io::{BufReader, Write};
+
+use content::Hold;
+use fault::Fault;
+use oci::{Descriptor, Digest, Hasher};
+use progress::Reporter;
+use task::Cancel;
+
+use crate::blobs::{Hashing, LayerBlob, UNCOMPRESSED};
+use crate::compress::{Compression, Compressor};
+use crate::decompress::decompress;
+use crate::error::{Error, Result};
+
+/// What BuildKit calls the annotation that says to which second times were clamped.
+pub const REWRITTEN: &str = "buildkit/rewritten-timestamp";
+
+/// A blob that no layer keeps.
+#[derive(Debug, Clone)]
+pub struct Retimed {
+    pub descriptor: Descriptor,
+    pub diff_id: Digest,
+    /// Keeps the blob.
+    pub hold: Hold,
+}
+
+impl LayerBlob {
+    /// The same archive with times clamped to `latest`, in seconds since 1970, and compressed as asked, whatever the blob is. Made once for each
+    /// combination, as long as the result is kept.
+    pub async fn retimed(&self, latest: i64, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<Retimed, Fault> {
+        let node = &self.layer.0;
+        let level = compression.level.map_or_else(String::new, |level| level.to_string());
+        let key = format!("retimed:{}:{latest}:{}:{level}", self.descriptor.digest, compression.kind.name());
+        if let Some((hold, diff_id)) = self.known(&key)? {
+            return Ok(retimed(hold, diff_id, latest, compression));
+        }
+        let source = self.layer.fetch_blob(&self.descriptor.digest, cancel, reporter).await?;
+        let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+        let (node, cancel) = (node.clone(), cancel.clone());
+        let (made, diff_id) = task::blocking(move || {
+            let home = &node.home;
+            let blob = home.content().open_blob(source.digest())?;
+            let failed = |error| Error::Unpack { digest: source.digest().clone(), source: error };
+            let plain = decompress(BufReader::with_capacity(256 << 10, blob)).map_err(|e| failed(crate::tar::TarError::Io(e).into()))?;
+            let ingest = home.content().ingest_once()?;
+            let compressor = Compressor::new(ingest, compression.kind, compression.level, home.0.budget.blocks.clone());
+            let mut out = Hashing { out: compressor, hasher: Hasher::new() };
+            crate::tar::retime(plain, &mut Cancelled { out: &mut out, cancel: &cancel }, latest).map_err(|e| failed(e.into()))?;
+            let Hashing { out, hasher } = out;
+            let hold = out.finish().map_err(Error::io("write", home.trees().root()))?.commit()?;
+            let diff_id = hasher.finish();
+            home.content().set_label(hold.digest(), UNCOMPRESSED, diff_id.as_str());
+            Ok((hold, diff_id))
+        })
+        .await?;
+        self.layer.meta_put(&key, format!("{} {diff_id}", made.digest()).as_bytes());
+        Ok(retimed(made, diff_id, latest, compression))
+    }
+
+    /// Made before, and still here.
+    fn known(&self, key: &str) -> Result<Option<(Hold, Digest)>> {
+        let Some(record) = self.layer.meta_get(key)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&record);
+        let Some((digest, diff_id)) = text.split_once(' ') else { return Ok(None) };
+        let (Ok(digest), Ok(diff_id)) = (digest.parse(), diff_id.parse()) else { return Ok(None) };
+        Ok(self.layer.0.home.content().hold(&digest)?.map(|hold| (hold, diff_id)))
+    }
+}
+
+fn retimed(hold: Hold, diff_id: Digest, latest: i64, compression: Compression) -> Retimed {
+    let mut descriptor = Descriptor::new(compression.kind.media_type(), hold.digest().clone(), hold.size());
+    descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
+    descriptor.annotations.insert(REWRITTEN.to_owned(), latest.to_string());
+    Retimed { descriptor, diff_id, hold }
+}
+
+/// Stops when cancelled.
+struct Cancelled<'a, W> {
+    out: &'a mut W,
+    cancel: &'a Cancel,
+}
+
+impl<W: Write> Write for Cancelled<'_, W> {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() {
+            return Err(std::io::Error::other(self.cancel.reason().to_owned()));
+        }
+        self.out.write(data)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
