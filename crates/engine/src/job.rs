@@ -19,6 +19,7 @@ use crate::blame;
 use crate::execute::{Execute, Nested};
 use crate::memory::{Memory, Output};
 use crate::run_loop::{self, Census, Load, Message, Patron, Reply};
+use crate::witness::Witness;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
@@ -110,6 +111,11 @@ impl Job {
     /// What names stand for in this job.
     pub fn pins(&self) -> &Pins {
         &self.0.patron.pins
+    }
+
+    /// Has a witness told of what runs for the job from here on.
+    pub fn tell(&self, witness: Arc<dyn Witness>) {
+        self.0.engine.send(Message::Tell { job: self.0.number, witness });
     }
 
     /// Shows the vertices of a graph before anything runs. [`Job::load`] does that too.

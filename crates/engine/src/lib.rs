@@ -22,9 +22,10 @@ mod fan;
 mod job;
 mod memory;
 mod run_loop;
-
+mod witness;
 mod work;
 
 pub use execute::{CacheMap, Context, Execute, InputMap, Nested};
 pub use job::{Built, Engine, Job, Options, Ref};
 pub use run_loop::Census;
+pub use witness::{Ran, RanInput, Witness};

@@ -9,8 +9,8 @@ use oci::Digest;
 use progress::{Reporter, Sink, Update};
 use session::Group;
 use solver::{
-    Answer, CacheId, Command, Event, InputMap, JobId, Key, Limits, Outcome, Progress, Record, RequestId, Solver, Spec, Store as _, TaskId,
-    VertexId, Want,
+    Answer, CacheId, Command, Event, InputMap, JobId, Key, Limits, Outcome, Progress, ReachedInput, Record, RequestId, Solver, Spec,
+    Store as _, TaskId, VertexId, Want,
 };
 use task::{Cancel, Drain};
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,7 @@ use crate::execute::{CacheMap, Context, Nested};
 use crate::fan::Fan;
 use crate::job::Options;
 use crate::memory::{Memory, Output};
+use crate::witness::{Ran, RanInput, Witness};
 use crate::work::{Stop, Work};
 
 pub(crate) type Reply = Result<Answer<Output>, Failure>;
@@ -30,6 +31,7 @@ pub(crate) enum Message {
     Want { load: u64, request: RequestId, want: Want, reply: oneshot::Sender<Reply> },
     Release(RequestId),
     Outputs { job: JobId, reply: oneshot::Sender<Vec<(Digest, u32, Output)>> },
+    Tell { job: JobId, witness: Arc<dyn Witness> },
     Leave(JobId),
     Ended { task: TaskId, outcome: Result<Outcome<Output, Failure>, Failure> },
     Count(oneshot::Sender<Census>),
@@ -78,6 +80,8 @@ struct Running {
     cancel: Cancel,
     /// The solver said so; what ends for another reason has failed.
     was_cancelled: bool,
+    /// What runs, for those who want to know once it has run.
+    run: Option<(VertexId, Box<Ran>)>,
 }
 
 pub(crate) struct Loop {
@@ -87,6 +91,7 @@ pub(crate) struct Loop {
     /// What each load's result is.
     loads: HashMap<u64, (JobId, VertexId, u32)>,
     jobs: HashMap<JobId, Patron>,
+    witnesses: HashMap<JobId, Arc<dyn Witness>>,
     running: HashMap<TaskId, Running>,
     replies: HashMap<RequestId, oneshot::Sender<Reply>>,
     messages: mpsc::WeakUnboundedSender<Message>,
@@ -102,6 +107,7 @@ impl Loop {
             vertices: HashMap::new(),
             loads: HashMap::new(),
             jobs: HashMap::new(),
+            witnesses: HashMap::new(),
             running: HashMap::new(),
             replies: HashMap::new(),
             messages,
@@ -130,11 +136,16 @@ impl Loop {
                 // Fails if nobody waits any more, which is as well.
                 let _ = reply.send(self.outputs(job));
             }
+            Message::Tell { job, witness } => _ = self.witnesses.insert(job, witness),
             Message::Leave(job) => self.leave(job),
             // Fails if nobody waits any more, which is as well.
             Message::Count(reply) => _ = reply.send(self.census()),
             Message::Ended { task, outcome } => {
-                let was_cancelled = self.running.remove(&task).is_some_and(|r| r.was_cancelled);
+                let ended = self.running.remove(&task);
+                let was_cancelled = ended.as_ref().is_some_and(|r| r.was_cancelled);
+                if let Some((vertex, run)) = ended.and_then(|r| r.run).filter(|_| !was_cancelled) {
+                    self.testify(vertex, Ran { succeeded: outcome.is_ok(), ..*run });
+                }
                 let outcome = match outcome {
                     Ok(outcome) => outcome,
                     Err(_) if was_cancelled => Outcome::Canceled,
@@ -220,6 +231,7 @@ impl Loop {
     }
 
     fn leave(&mut self, job: JobId) {
+        self.witnesses.remove(&job);
         let gone = self.jobs.remove(&job).map_or_else(Vec::new, |patron| patron.sessions.all());
         for id in self.solver.held_by(job) {
             let Some(held) = self.vertices.get(&id) else { continue };
@@ -261,7 +273,11 @@ impl Loop {
                 });
             }
             Command::Run { task, vertex, inputs } => {
+                let run = self.run_of(vertex, &inputs);
                 let (work, vertex, context) = self.begin(task, vertex, Stop::Gracefully, None);
+                if let Some(running) = self.running.get_mut(&task) {
+                    running.run = run;
+                }
                 self.start(work, async move { Ok(Outcome::Ran(execute.run(&vertex, inputs, &context).await?)) });
             }
             Command::Load { task, vertex, record, .. } => return self.load_record(task, vertex, record),
@@ -283,6 +299,29 @@ impl Loop {
         None
     }
 
+    /// What a vertex is about to run as, if somebody wants to know.
+    fn run_of(&self, id: VertexId, layers: &[Output]) -> Option<(VertexId, Box<Ran>)> {
+        if self.witnesses.is_empty() {
+            return None;
+        }
+        let reached = self.solver.reached(id)?;
+        let input = |(input, layer): (ReachedInput, &Output)| {
+            let ReachedInput { vertex, output, selector, keys, content, forced } = input;
+            let vertex = self.vertices.get(&vertex)?.vertex.clone();
+            Some(RanInput { vertex, output, selector, keys, content, forced, layer: layer.clone() })
+        };
+        let inputs = reached.inputs.into_iter().zip(layers).map(input).collect::<Option<_>>()?;
+        let vertex = self.vertices.get(&id)?.vertex.clone();
+        Some((id, Box::new(Ran { vertex, digest: reached.digest, ignore_cache: reached.ignore_cache, inputs, succeeded: false })))
+    }
+
+    fn testify(&self, vertex: VertexId, run: Ran) {
+        let run = Arc::new(run);
+        for witness in self.solver.jobs_of(vertex).filter_map(|job| self.witnesses.get(&job)) {
+            witness.ran(&run);
+        }
+    }
+
     fn load_record(&mut self, task: TaskId, vertex: VertexId, record: Record) -> Option<Event<Output, Failure>> {
         if record.cache == CacheId::LOCAL {
             return Some(Event::Ended { task, outcome: Outcome::Loaded(self.memory.local(&record.id)) });
@@ -298,7 +337,7 @@ impl Loop {
     fn begin(&mut self, task: TaskId, id: VertexId, stop: Stop, doing: Option<&'static str>) -> (Work, Arc<Vertex>, Context) {
         let held = self.vertices.get(&id).expect("the solver works on vertices that were loaded and not forgotten");
         let cancel = self.root.child();
-        self.running.insert(task, Running { cancel: cancel.clone(), was_cancelled: false });
+        self.running.insert(task, Running { cancel: cancel.clone(), was_cancelled: false, run: None });
         let digest = held.vertex.digest.clone();
         let reporter = Reporter::new(held.fan.clone(), digest.clone());
         let patrons: Vec<&Patron> = self.solver.jobs_of(id).filter_map(|job| self.jobs.get(&job)).collect();

@@ -5,6 +5,7 @@
 //! [`Kind`] by implementing [`Classified`]. gRPC codes are `grpc`'s business.
 use std::error::Error;
 use std::fmt;
+use std::panic::Location;
 use std::sync::Arc;
 
 /// What a caller can do about a failure.
@@ -134,6 +135,8 @@ struct Inner {
     message: String,
     source: Option<Source>,
     details: Vec<Detail>,
+    /// Where in our source this link of the chain was made.
+    at: &'static Location<'static>,
 }
 
 enum Source {
@@ -144,36 +147,58 @@ enum Source {
 pub type Result<T, E = Fault> = std::result::Result<T, E>;
 
 impl Fault {
+    #[track_caller]
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), source: None, details: Vec::new() }))
+        Self::link(kind, message.into(), None, Vec::new())
     }
 
+    #[track_caller]
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(Kind::Invalid, message)
     }
 
+    #[track_caller]
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }
 
     /// An error of a type that has no kind of its own.
+    #[track_caller]
     pub fn of(kind: Kind, error: impl Error + Send + Sync + 'static) -> Self {
-        Self(Arc::new(Inner { kind, message: String::new(), source: Some(Source::Error(Box::new(error))), details: Vec::new() }))
+        Self::link(kind, String::new(), Some(Source::Error(Box::new(error))), Vec::new())
     }
 
     /// The same failure, seen from one step further out: prints as `message: self`.
+    #[track_caller]
     pub fn context(self, message: impl Into<String>) -> Self {
         let kind = self.kind();
-        Self(Arc::new(Inner { kind, message: message.into(), source: Some(Source::Fault(self)), details: Vec::new() }))
+        Self::link(kind, message.into(), Some(Source::Fault(self)), Vec::new())
     }
 
+    #[track_caller]
     pub fn with_detail(self, detail: Detail) -> Self {
         let kind = self.kind();
-        Self(Arc::new(Inner { kind, message: String::new(), source: Some(Source::Fault(self)), details: vec![detail] }))
+        Self::link(kind, String::new(), Some(Source::Fault(self)), vec![detail])
+    }
+
+    #[track_caller]
+    fn link(kind: Kind, message: String, source: Option<Source>, details: Vec<Detail>) -> Self {
+        Self(Arc::new(Inner { kind, message, source, details, at: Location::caller() }))
     }
 
     pub fn kind(&self) -> Kind {
         self.0.kind
+    }
+
+    /// Where in our source the links of the chain were made, outermost first: the way that the failure took.
+    pub fn trail(&self) -> Vec<&'static Location<'static>> {
+        let mut trail = vec![self.0.at];
+        let mut link = self;
+        while let Some(Source::Fault(inner)) = &link.0.source {
+            trail.push(inner.0.at);
+            link = inner;
+        }
+        trail
     }
 
     /// The first error of this type in the chain.
@@ -217,13 +242,15 @@ impl fmt::Debug for Fault {
 
 /// Not an [`Error`] of the standard library's kind, so that every classified error converts with `?`.
 impl<E: Classified> From<E> for Fault {
+    #[track_caller]
     fn from(error: E) -> Self {
         let (kind, details) = (error.kind(), error.details());
-        Self(Arc::new(Inner { kind, message: String::new(), source: Some(Source::Error(Box::new(error))), details }))
+        Self::link(kind, String::new(), Some(Source::Error(Box::new(error))), details)
     }
 }
 
 impl From<std::io::Error> for Fault {
+    #[track_caller]
     fn from(error: std::io::Error) -> Self {
         Self::of(Kind::of_io(&error), error)
     }
@@ -258,12 +285,21 @@ pub trait Context<T> {
 }
 
 impl<T, E: Into<Fault>> Context<T> for std::result::Result<T, E> {
+    // No closures here: they would hide who called.
+    #[track_caller]
     fn context(self, message: impl Into<String>) -> Result<T> {
-        self.map_err(|e| e.into().context(message))
+        match self {
+            Ok(value) => Ok(value),
+            Err(error) => Err(error.into().context(message)),
+        }
     }
 
+    #[track_caller]
     fn with_context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
-        self.map_err(|e| e.into().context(message()))
+        match self {
+            Ok(value) => Ok(value),
+            Err(error) => Err(error.into().context(message())),
+        }
     }
 }
 
@@ -296,5 +332,19 @@ mod tests {
         assert_eq!(fault.kind(), Kind::NotFound);
         assert_eq!(fault.details().len(), 2);
         assert_eq!(fault.details()[0], &Detail::FrontendCap { name: "x".into() });
+    }
+
+    #[test]
+    fn the_trail_names_where_each_link_was_made() {
+        fn fails() -> Result<()> {
+            Err(std::io::Error::from_raw_os_error(2))?;
+            Ok(())
+        }
+        let (first, line) = (fails().context("outer").unwrap_err(), line!());
+        let trail = first.trail();
+        assert_eq!(trail.len(), 2);
+        assert!(trail.iter().all(|at| at.file() == file!()));
+        assert_eq!(trail[0].line(), line);
+        assert_eq!(trail[1].line(), line - 3, "where `?` was");
     }
 }

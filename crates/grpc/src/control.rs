@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_core::Stream;
-use job::Service;
+use job::history::Change;
+use job::trace::Parent;
+use job::{Progress, Service};
 use proto::moby::buildkit::v1 as pb;
 use proto::moby::buildkit::v1::control_server;
 use tokio::sync::mpsc;
@@ -14,7 +16,7 @@ use wire::status;
 
 use crate::gateway::Gateways;
 use crate::session::{Identity, Sessions};
-use crate::{convert, filter, request, session, status_stream};
+use crate::{convert, filter, history, request, session, status_stream};
 
 pub struct Control {
     pub service: Arc<dyn Service>,
@@ -69,7 +71,8 @@ impl control_server::Control for Control {
     }
 
     async fn solve(&self, request: Request<pb::SolveRequest>) -> Result<Response<pb::SolveResponse>, Status> {
-        let request = request::load(request.into_inner())?;
+        let parent = request.metadata().get("traceparent").and_then(|value| Parent::parse(value.to_str().ok()?));
+        let request = job::Request { parent, ..request::load(request.into_inner())? };
         let build = request.id.clone();
         let _end = self.gateways.forget_at_end(&build);
         match self.service.solve(request).await {
@@ -94,7 +97,8 @@ impl control_server::Control for Control {
                 () = sender.closed() => return,
             };
             match found {
-                Ok(watch) => status_stream::pump(watch, sender).await,
+                Ok(Progress::Live(watch)) => status_stream::pump(watch, sender).await,
+                Ok(Progress::Stored(log)) => history::replay(log, sender).await,
                 Err(fault) => drop(sender.send(Err(status::of_call(&fault))).await),
             }
         });
@@ -123,30 +127,39 @@ impl control_server::Control for Control {
 
     type ListenBuildHistoryStream = Answers<pb::BuildHistoryEvent>;
 
-    /// There is no history yet, which for a listener is an empty one: nothing now, and with `early_exit` the end.
     async fn listen_build_history(
         &self,
         request: Request<pb::BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        let request = request.into_inner();
-        if request.limit < 0 {
-            return Err(Status::unknown(format!("invalid limit {}", request.limit)));
-        }
-        if request.early_exit {
-            return stamped(Box::pin(tokio_stream::empty()));
-        }
-        stamped(Box::pin(tokio_stream::pending()))
+        let mut events = self.service.listen_history(history::query(request.into_inner())).await.map_err(|f| status::of_call(&f))?;
+        let (sender, stream) = mpsc::channel(QUEUE);
+        task::spawn("history listener", async move {
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    () = sender.closed() => return,
+                };
+                let Some(event) = event else { return };
+                if sender.send(Ok(history::event(&event))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        stamped(Box::pin(ReceiverStream::new(stream)))
     }
 
     async fn update_build_history(
         &self,
         request: Request<pb::UpdateBuildHistoryRequest>,
     ) -> Result<Response<pb::UpdateBuildHistoryResponse>, Status> {
-        let request = request.into_inner();
-        if request.delete {
-            return Ok(Response::new(pb::UpdateBuildHistoryResponse {}));
-        }
-        Err(Status::not_found(format!("no build {} in the history: this daemon keeps none", request.r#ref)))
+        let pb::UpdateBuildHistoryRequest { r#ref, pinned, delete, finalize } = request.into_inner();
+        let change = match (delete, finalize) {
+            (true, _) => Change::Delete,
+            (false, true) => Change::Finalize,
+            (false, false) => Change::Pin(pinned),
+        };
+        self.service.update_history(&r#ref, change).await.map_err(|f| status::of_call(&f))?;
+        Ok(Response::new(pb::UpdateBuildHistoryResponse {}))
     }
 }
 

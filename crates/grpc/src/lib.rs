@@ -9,11 +9,14 @@ mod convert;
 mod filter;
 mod gateway;
 mod health;
+mod history;
 mod request;
 mod server;
 pub mod session;
 mod status_stream;
+mod traces;
 
 pub use gateway::{Door, serve_pipe};
+pub use history::WireEncoding;
 pub use server::Server;
 pub use session::Sessions;

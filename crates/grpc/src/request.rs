@@ -43,6 +43,7 @@ pub fn load(message: pb::SolveRequest) -> Result<Request, Status> {
         policy_session: message.source_policy_session,
         compatibility,
         proxy_network: message.proxy_network,
+        parent: None,
     })
 }
 

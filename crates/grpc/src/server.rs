@@ -5,6 +5,7 @@ use job::Service;
 use proto::containerd::services::content::v1::content_server::ContentServer;
 use proto::moby::buildkit::v1::control_server::ControlServer;
 use proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridgeServer;
+use proto::opentelemetry::proto::collector::trace::v1::trace_service_server::TraceServiceServer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::Routes;
 
@@ -12,6 +13,7 @@ use crate::blobs::Blobs;
 use crate::control::Control;
 use crate::gateway::{Bridge, Gateways};
 use crate::session::Sessions;
+use crate::traces::Traces;
 
 /// The daemon's gRPC face. Clones serve the same daemon.
 #[derive(Clone)]
@@ -33,7 +35,8 @@ impl Server {
         let control = Control { service: service.clone(), sessions, gateways };
         let routes = Routes::new(limited!(ControlServer::new(control)))
             .add_service(limited!(LlbBridgeServer::new(bridge)))
-            .add_service(limited!(ContentServer::new(Blobs(service))))
+            .add_service(limited!(ContentServer::new(Blobs(service.clone()))))
+            .add_service(limited!(TraceServiceServer::new(Traces(service))))
             .add_service(crate::health::server())
             .prepare();
         Self { routes, drain: task::Drain::new(), stop: task::Cancel::new() }

@@ -7,11 +7,14 @@ use async_trait::async_trait;
 use fault::Result;
 use llb::policy::Policy;
 use oci::{Digest, Platform};
+use serde::{Deserialize, Serialize};
 use session::{Download, Session};
 use tokio::sync::mpsc;
 
 use crate::gateway::Gateway;
+use crate::history::{Change, Listening, Query};
 use crate::progress_hub::Watch;
+use crate::trace::{Parent, Spans};
 
 /// The daemon, as its doors see it.
 #[async_trait]
@@ -21,9 +24,9 @@ pub trait Service: Send + Sync {
     /// With neither frontend nor definition the client drives the build through [`Service::gateway`], and this waits for what the client returns.
     async fn solve(&self, request: Request) -> Result<Response>;
 
-    /// Everything that the build reports, from its beginning, also after its end. Waits 6 s for the build to appear, as clients ask for it and start it side
+    /// Everything that the build reports or, if it is one of the past, reported. Waits 6 s for the build to appear, as clients ask for it and start it side
     /// by side; then `NotFound` with `no such job X`.
-    async fn progress(&self, build: &str) -> Result<Watch>;
+    async fn progress(&self, build: &str) -> Result<Progress>;
 
     /// What a client drives a build of its own with. Waits 3 s for the build to appear; then `NotFound` with `no such job X`.
     async fn gateway(&self, build: &str) -> Result<Arc<dyn Gateway>>;
@@ -38,8 +41,24 @@ pub trait Service: Send + Sync {
     /// Deletes what the rule selects and sends each deleted record. A closed receiver ends the pruning.
     async fn prune(&self, rule: PruneRule, deleted: mpsc::Sender<UsageRecord>) -> Result<()>;
 
+    async fn listen_history(&self, query: Query) -> Result<Listening>;
+
+    /// Durable when it returns.
+    async fn update_history(&self, build: &str, change: Change) -> Result<()>;
+
+    /// Where spans that clients send are kept for the builds they belong to.
+    fn spans(&self) -> &Spans;
+
     /// The daemon's blobs, including those of the history.
     fn blobs(&self) -> Arc<dyn Blobs>;
+}
+
+/// What a build reports.
+pub enum Progress {
+    /// As it happens, from the beginning on.
+    Live(Watch),
+    /// The log of a build of the past ([`crate::history::LOG`]).
+    Stored(Box<dyn Download>),
 }
 
 /// Where the daemon finds its clients' tunnels.
@@ -78,6 +97,8 @@ pub struct Request {
     /// One of 10, 20, 30; 30 is current.
     pub compatibility: u32,
     pub proxy_network: bool,
+    /// The client's span that asks for the build.
+    pub parent: Option<Parent>,
 }
 
 impl Request {
@@ -88,7 +109,7 @@ impl Request {
 }
 
 /// An exporter or a cache location: its type and its attributes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Typed {
     pub kind: String,
     pub attrs: BTreeMap<String, String>,

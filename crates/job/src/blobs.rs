@@ -44,13 +44,18 @@ impl Blobs for ContentBlobs {
     }
 
     async fn read(&self, digest: &Digest, offset: u64, length: Option<u64>) -> Result<Box<dyn Download>> {
-        let reader = self.0.open_blob(digest)?;
-        if offset > reader.size() {
-            return Err(Fault::new(Kind::OutOfRange, format!("{digest}: offset {offset} is past the end at {}", reader.size())));
-        }
-        let end = length.map_or(reader.size(), |length| reader.size().min(offset.saturating_add(length)));
-        Ok(Box::new(BlobDownload { reader: std::sync::Arc::new(reader), at: offset, end }))
+        download(&self.0, digest, offset, length)
     }
+}
+
+/// Part of a blob, from `offset` on.
+pub fn download(store: &Store, digest: &Digest, offset: u64, length: Option<u64>) -> Result<Box<dyn Download>> {
+    let reader = store.open_blob(digest)?;
+    if offset > reader.size() {
+        return Err(Fault::new(Kind::OutOfRange, format!("{digest}: offset {offset} is past the end at {}", reader.size())));
+    }
+    let end = length.map_or(reader.size(), |length| reader.size().min(offset.saturating_add(length)));
+    Ok(Box::new(BlobDownload { reader: std::sync::Arc::new(reader), at: offset, end }))
 }
 
 struct BlobDownload {

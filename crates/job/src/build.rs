@@ -23,9 +23,11 @@ use crate::bridge::BuildBridge;
 use crate::builds::Settings;
 use crate::caches::Imports;
 use crate::gateway::Gateway;
+use crate::history::{Findings, Record};
 use crate::progress_hub::Hub;
 use crate::provenance::{self, Producers, Scope, Traced};
 use crate::reference::BuildRef;
+use crate::why::{self, Circumstances, Inquiry, Likes};
 use crate::{caches, entitlement, exports};
 
 pub struct Build {
@@ -41,6 +43,9 @@ pub struct Build {
     /// What the client of a client-driven build returned.
     returned: Arc<watch::Sender<Option<Result<Outcome>>>>,
     granted: entitlement::Granted,
+    /// What is learned about the results, for the build's record in the history.
+    pub(crate) findings: Arc<Findings>,
+    inquiry: Arc<Inquiry>,
     counter: std::sync::atomic::AtomicU64,
     /// Refs given out, so that one that comes back is known again.
     refs: Mutex<HashMap<String, Weak<BuildRef>>>,
@@ -75,6 +80,10 @@ impl Build {
         Ok(Arc::new_cyclic(|build: &Weak<Self>| {
             let nested = Arc::new(crate::nested::Steps(build.clone()));
             let job = worker.engine().job_with(&request.id, Arc::new(hub.clone()), group.clone(), nested, cancel.clone());
+            let inquiry = Arc::new(Inquiry::new(&request.id));
+            if !request.internal {
+                job.tell(inquiry.clone());
+            }
             Self {
                 request,
                 worker,
@@ -87,6 +96,8 @@ impl Build {
                 session: OnceCell::new(),
                 returned: Arc::new(watch::channel(None).0),
                 granted,
+                findings: Arc::default(),
+                inquiry,
                 counter: Default::default(),
                 refs: Mutex::default(),
                 scope: Scope::root(asked, producers),
@@ -99,12 +110,48 @@ impl Build {
         }))
     }
 
+    /// What the history says of the build while it runs.
+    pub fn record(&self) -> Record {
+        let Request { id, frontend, frontend_attrs, exporters, .. } = &self.request;
+        Record { frontend: frontend.clone(), frontend_attrs: frontend_attrs.clone(), exporters: exporters.clone(), ..Record::begun(id) }
+    }
+
+    /// Finds out why steps ran that had run before, and puts that into the build's findings.
+    pub async fn explain_misses(self: &Arc<Self>, likes: &Likes) {
+        let (build, likes) = (self.clone(), likes.clone());
+        let explained = task::blocking(move || {
+            let circumstances = Circumstances { project: build.project(), attrs: Some(&build.request.frontend_attrs) };
+            let misses = build.inquiry.conclude(&likes, &circumstances);
+            if !misses.is_empty() {
+                build.findings.note(why::RESPONSE_KEY, serde_json::to_string(&misses).map_err(|e| Fault::internal(e.to_string()))?);
+            }
+            Ok(())
+        });
+        if let Err(fault) = explained.await {
+            tracing::warn!(%fault, build = self.request.id, "why steps missed the cache could not be told");
+        }
+    }
+
+    /// What tells the project that is built from others: where its sources come from, and the file that says how.
+    fn project(&self) -> String {
+        let attr = |name: &str| self.request.frontend_attrs.get(name).map(String::as_str);
+        let session = || self.session.get().and_then(|session| Some(session.as_ref()?.shared_key().to_owned()));
+        let place = attr("vcs:source").or(attr("context")).map(str::to_owned).or_else(session).unwrap_or_default();
+        format!("{place}#{}", attr("filename").unwrap_or_default())
+    }
+
     pub fn hub(&self) -> &Hub {
         &self.hub
     }
 
     pub fn cancel(&self, reason: &str) {
         self.cancel.cancel(reason);
+    }
+
+    /// How the build ends when its client leaves it.
+    pub fn cancelled(&self) -> Fault {
+        self.cancel("context canceled");
+        self.cancel.fault()
     }
 
     /// Cancels what still runs and lets go of what the client returned: its refs hold the build, and with it every layer.

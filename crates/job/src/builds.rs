@@ -4,18 +4,22 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fault::{Fault, Kind, Result};
+use task::Drain;
 use tokio::sync::mpsc;
 use worker::Worker;
 
-use crate::api::{self, Blobs, PruneRule, Request, Response, Service, Sessions, UsageQuery, UsageRecord, Version};
-use crate::blobs::ContentBlobs;
+use crate::api::{self, Blobs, Progress, PruneRule, Request, Response, Service, Sessions, UsageQuery, UsageRecord, Version};
+use crate::blobs::{self, ContentBlobs};
 use crate::board::{Board, Place};
 use crate::build::Build;
 use crate::contained::FrontendDoor;
 use crate::gateway::Gateway;
-use crate::progress_hub::{Hub, Watch};
+use crate::history::{Change, Encoding, Ended, History, Listening, Parts, Query, Recording, Retention};
+use crate::progress_hub::Hub;
 use crate::provenance::Producers;
+use crate::trace::Spans;
 use crate::usage;
+use crate::why::Likes;
 
 /// How long a client's watch may come before its build.
 const WATCH_WAIT: Duration = Duration::from_secs(6);
@@ -37,6 +41,8 @@ pub struct Settings {
     pub frontend_door: Arc<dyn FrontendDoor>,
     /// What the operator wants provenance to say of the builder.
     pub provenance_env: serde_json::Map<String, serde_json::Value>,
+    /// Which builds of the past are remembered.
+    pub retention: Retention,
 }
 
 /// All builds of a daemon.
@@ -48,10 +54,15 @@ pub struct Builds {
     /// What was reported of builds that have just ended.
     ended: Board<Hub>,
     producers: Producers,
+    history: History,
+    drain: Drain,
 }
 
 impl Builds {
-    pub fn new(worker: Arc<Worker>, sessions: Arc<dyn Sessions>, settings: Settings) -> Self {
+    /// Must be called within a runtime. `encoding` is how the history's blobs are written.
+    pub fn new(worker: Arc<Worker>, sessions: Arc<dyn Sessions>, settings: Settings, encoding: Arc<dyn Encoding>) -> Self {
+        let retention = settings.retention;
+        let history = History::open(Parts { db: worker.db().clone(), content: worker.content().clone(), encoding, retention });
         Self {
             worker,
             sessions,
@@ -59,7 +70,21 @@ impl Builds {
             running: Board::default(),
             ended: Board::default(),
             producers: Producers::default(),
+            history,
+            drain: Drain::new(),
         }
+    }
+
+    /// A build that runs, has just ended, or is in the history.
+    fn known(&self, id: &str) -> Result<Option<Progress>> {
+        if let Some(build) = self.running.get(id) {
+            return Ok(Some(Progress::Live(build.hub().watch())));
+        }
+        if let Some(hub) = self.ended.get(id) {
+            return Ok(Some(Progress::Live(hub.watch())));
+        }
+        let logs = self.history.record(id)?.and_then(|record| record.logs);
+        logs.map(|logs| Ok(Progress::Stored(blobs::download(self.worker.content(), &logs.digest, 0, None)?))).transpose()
     }
 
     /// How many builds run now.
@@ -74,36 +99,91 @@ impl Builds {
         }
     }
 
-    /// Waits until everything acknowledged survives a kill.
+    /// Ends the streams of those who listen to the history: they would keep the daemon from ending.
+    pub fn dismiss_listeners(&self) {
+        self.history.dismiss();
+    }
+
+    /// Writes what is left to write, and waits until everything acknowledged survives a kill.
     pub async fn flush(&self) {
+        self.drain.wait().await;
+        self.history.settle().await;
         if let Err(fault) = self.worker.layers().flush().await {
             tracing::error!(%fault, "failed to write the last records");
         }
     }
+}
 
-    fn linger(&self, id: &str, hub: Hub) {
-        let place = self.ended.replace(id, Arc::new(hub)).0;
-        task::spawn("ended build", async move {
-            tokio::time::sleep(AFTERGLOW).await;
-            drop(place);
-        });
-    }
+fn linger(ended: &Board<Hub>, id: &str, hub: Hub) {
+    let place = ended.replace(id, Arc::new(hub)).0;
+    task::spawn("ended build", async move {
+        tokio::time::sleep(AFTERGLOW).await;
+        drop(place);
+    });
 }
 
 /// Ends a build however its future ends.
 struct Ending<'a> {
-    builds: &'a Builds,
+    drain: &'a Drain,
+    last: Option<Last>,
+}
+
+/// What is to be done when a build has ended.
+struct Last {
     place: Place<Build>,
     id: String,
+    ended: Board<Hub>,
+    /// `None` for internal builds.
+    recording: Option<Recording>,
+    likes: Likes,
+    layers: layers::Layers,
+}
+
+impl Ending<'_> {
+    async fn finish(mut self, outcome: Result<Response>) -> Result<Response> {
+        let last = self.last.take().expect("taken once, here or in drop");
+        last.finish(outcome).await
+    }
 }
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
+        if let Some(last) = self.last.take() {
+            let cancelled = Err(last.place.entry().cancelled());
+            last.close();
+            self.drain.spawn("record of a cancelled build", last.finish(cancelled));
+        }
+    }
+}
+
+impl Last {
+    fn close(&self) {
         let build = self.place.entry();
         build.end();
         build.hub().close();
-        self.builds.worker.layers().collect_soon();
-        self.builds.linger(&self.id, build.hub().clone());
+    }
+
+    async fn finish(self, outcome: Result<Response>) -> Result<Response> {
+        self.close();
+        let Self { place, id, ended, recording, likes, layers } = self;
+        let build = place.entry();
+        if let Some(recording) = recording {
+            build.explain_misses(&likes).await;
+            let outcome = outcome.as_ref().map(|response| response.exporter.clone()).map_err(Clone::clone);
+            let details = Ended { hub: build.hub().clone(), outcome, findings: build.findings.clone(), parent: build.request.parent };
+            if let Err(fault) = recording.complete(details).await {
+                tracing::error!(%fault, build = id, "the build is missing in the history");
+            }
+        }
+        linger(&ended, &id, build.hub().clone());
+        // What the client is told of survives a kill from here on; one commit for the build's records and for its place in the history.
+        let flushed = layers.flush().await;
+        drop(place);
+        layers.collect_soon();
+        match (outcome, flushed) {
+            (Ok(_), Err(error)) => Err(error.into()),
+            (outcome, _) => outcome,
+        }
     }
 }
 
@@ -113,19 +193,42 @@ impl Service for Builds {
         let id = request.id.clone();
         let build = Build::new(request, self.worker.clone(), self.sessions.clone(), self.settings.clone(), self.producers.clone())?;
         let place = self.running.add(&id, build.clone()).ok_or_else(|| Fault::new(Kind::AlreadyExists, format!("job ID {id} exists")))?;
-        let _ending = Ending { builds: self, place, id };
-        build.run().await
+        let recording = (!build.request.internal).then(|| self.history.begin(build.record()));
+        let last = Last {
+            place,
+            id,
+            ended: self.ended.clone(),
+            recording,
+            likes: self.history.likes().clone(),
+            layers: self.worker.layers().clone(),
+        };
+        let ending = Ending { drain: &self.drain, last: Some(last) };
+        let outcome = build.run().await;
+        ending.finish(outcome).await
     }
 
-    async fn progress(&self, id: &str) -> Result<Watch> {
-        if let Some(hub) = self.ended.get(id) {
-            return Ok(hub.watch());
+    async fn progress(&self, id: &str) -> Result<Progress> {
+        if let Some(progress) = self.known(id)? {
+            return Ok(progress);
         }
         match self.running.wait(id, WATCH_WAIT).await {
-            Some(build) => Ok(build.hub().watch()),
+            Some(build) => Ok(Progress::Live(build.hub().watch())),
             // It may have come and gone while we waited.
-            None => self.ended.get(id).map(|hub| hub.watch()).ok_or_else(|| no_such_job(id)),
+            None => self.known(id)?.ok_or_else(|| no_such_job(id)),
         }
+    }
+
+    async fn listen_history(&self, query: Query) -> Result<Listening> {
+        self.history.listen(query).await
+    }
+
+    async fn update_history(&self, build: &str, change: Change) -> Result<()> {
+        self.history.update(build, change).await?;
+        Ok(self.worker.layers().flush().await?)
+    }
+
+    fn spans(&self) -> &Spans {
+        self.history.spans()
     }
 
     async fn gateway(&self, id: &str) -> Result<Arc<dyn Gateway>> {

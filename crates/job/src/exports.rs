@@ -38,6 +38,7 @@ pub async fn run(
     };
     exporters.extend(session_exporters(build, session.as_ref(), &outcome).await?);
     warn(build, &outcome, (!exporters.is_empty()).then(|| vertex_of(build, 0)).as_ref()).await?;
+    build.findings.metadata(&outcome.metadata);
     let mut response = response_metadata(&outcome.metadata);
     let mut finalizers = Vec::new();
     // Manifests and configs stay until they are pushed.
@@ -51,8 +52,9 @@ pub async fn run(
         for (index, exporter) in exporters.into_iter().enumerate() {
             running.push(export(build, session.clone(), exporter, &source, inline.as_ref(), index));
         }
-        for exported in join_all(running).await {
+        for (index, exported) in join_all(running).await.into_iter().enumerate() {
             let (exported, digest, name) = exported?;
+            exported.descriptor.iter().for_each(|descriptor| build.findings.exported(index, descriptor));
             response.extend(exported.response);
             // The same vertex goes on: it is shown as running again.
             finalizers.extend(exported.finalize.map(|finish| build.in_vertex(digest, name, async move |_| finish.await)));
@@ -72,8 +74,6 @@ pub async fn run(
             _ => {}
         }
     }
-    // What the client is told of survives a kill from here on.
-    build.worker.layers().flush().await?;
     Ok(Response { exporter: response })
 }
 

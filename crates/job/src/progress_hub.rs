@@ -103,6 +103,11 @@ impl Hub {
         self.0.announce(record);
     }
 
+    /// Everything there is to show, in order.
+    pub fn events(&self) -> Vec<Event> {
+        self.0.lock().events.iter().filter_map(|(_, event)| event.clone()).collect()
+    }
+
     /// The last state of every vertex; for counting steps at the end of a build.
     pub fn vertices(&self) -> Vec<VertexState> {
         self.0.lock().vertices.values().cloned().collect()

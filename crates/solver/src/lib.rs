@@ -11,6 +11,7 @@
 //! nothing recurses over the graph; a cancelled task leaves no trace; work that nobody wants any more is told to stop.
 mod event;
 pub mod key;
+mod reached;
 mod search;
 mod state;
 mod tasks;
@@ -21,6 +22,7 @@ use oci::Digest;
 
 pub use event::*;
 pub use key::{CacheId, Key, KeyId, Link, Record, Store, Target};
+pub use reached::{Reached, ReachedInput};
 use state::{Demander, Edge, EdgeId, Run, Slot, Vertex, Work};
 
 #[derive(Clone, Copy, Debug, Default)]

@@ -133,6 +133,18 @@ impl Records {
         }
     }
 
+    /// All files, links and directory headers whose digests are known, by absolute path.
+    pub fn digests(&self) -> impl Iterator<Item = (PathBuf, &Digest)> {
+        self.map.iter().filter_map(|(key, record)| {
+            let path = match record.kind {
+                RecordKind::Dir { .. } => return None,
+                RecordKind::DirHeader => key.strip_suffix(&[0]).unwrap_or(key),
+                RecordKind::File | RecordKind::Symlink(_) => key,
+            };
+            Some((path_of(path), record.digest.as_ref()?))
+        })
+    }
+
     /// Whether there is something new to keep since this was made, read or last asked.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)

@@ -81,6 +81,7 @@ pub struct Worker {
     index: Index,
     gc_rules: Vec<Rule>,
     pins: Pins,
+    db: kv::Db,
     _background: Background,
 }
 
@@ -112,7 +113,7 @@ impl Worker {
         let pins = Pins::default();
         let steps =
             Steps { layers: layers.clone(), sources: sources.clone(), exec: exec.clone(), host: Platform::host(), pins: pins.clone() };
-        let index = Index::new(db);
+        let index = Index::new(db.clone());
         layers.set_ceiling(settings.ceiling);
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
         Ok(Self {
@@ -131,11 +132,17 @@ impl Worker {
             engine,
             index,
             pins,
+            db,
         })
     }
 
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Where other rooms keep their tables.
+    pub fn db(&self) -> &kv::Db {
+        &self.db
     }
 
     /// Which key gave which result.

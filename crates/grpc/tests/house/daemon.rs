@@ -10,18 +10,21 @@ use frontend::bridge::{Build, SourceMeta};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest};
 use grpc::{Server, Sessions};
 use job::board::Board;
-use job::progress_hub::{Hub, Watch};
+use job::history::{Change, History, Listening, Parts, Query, Retention};
+use job::progress_hub::Hub;
+use job::trace::Spans;
 use job::*;
 use oci::Digest;
 use session::Download;
 use tokio::sync::{mpsc, oneshot};
 
-#[derive(Default)]
 pub struct Daemon {
     builds: Board<Running>,
     pub requests: Mutex<Vec<Request>>,
     /// What the driven build's bridge answers.
     pub outcome: Mutex<Option<Result<Outcome>>>,
+    pub history: History,
+    _dir: tempfile::TempDir,
 }
 
 struct Running {
@@ -33,6 +36,16 @@ pub struct Drive {
     build: Build,
     answer: Mutex<Option<Result<Outcome>>>,
     returned: Mutex<Option<oneshot::Sender<Result<Outcome>>>>,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let db = kv::Db::open(&dir.path().join("db"), kv::Options::default()).unwrap();
+        let content = content::Store::open(dir.path(), db.clone()).unwrap();
+        let history = History::open(Parts { db, content, encoding: Arc::<grpc::WireEncoding>::default(), retention: Retention::default() });
+        Self { builds: Board::default(), requests: Mutex::default(), outcome: Mutex::default(), history, _dir: dir }
+    }
 }
 
 impl Daemon {
@@ -79,9 +92,21 @@ impl Service for Daemon {
         Ok(Response { exporter: metadata.into_iter().map(|(k, v)| (k, String::from_utf8(v.to_vec()).unwrap())).collect() })
     }
 
-    async fn progress(&self, build: &str) -> Result<Watch> {
+    async fn progress(&self, build: &str) -> Result<Progress> {
         let found = self.builds.wait(build, Duration::from_secs(6)).await;
-        Ok(found.ok_or_else(|| Fault::new(Kind::NotFound, format!("no such job {build}")))?.hub.watch())
+        Ok(Progress::Live(found.ok_or_else(|| Fault::new(Kind::NotFound, format!("no such job {build}")))?.hub.watch()))
+    }
+
+    async fn listen_history(&self, query: Query) -> Result<Listening> {
+        self.history.listen(query).await
+    }
+
+    async fn update_history(&self, build: &str, change: Change) -> Result<()> {
+        self.history.update(build, change).await
+    }
+
+    fn spans(&self) -> &Spans {
+        self.history.spans()
     }
 
     async fn gateway(&self, build: &str) -> Result<Arc<dyn Gateway>> {

@@ -232,8 +232,7 @@ fn history_line(event: &pb::BuildHistoryEvent) -> Vec<String> {
 }
 
 fn history_json(event: &pb::BuildHistoryEvent) -> Value {
-    let record = event.record.clone().unwrap_or_default();
-    json!({"type": event.r#type, "record": {"Ref": record.r#ref, "CreatedAt": time(&record.created_at), "CompletedAt": time(&record.completed_at), "Generation": record.generation, "pinned": record.pinned}})
+    json!({"type": event.r#type, "record": event.record.as_ref().map(super::history::record_json)})
 }
 
 /// Deletes every finished build from the history, but those that are pinned.

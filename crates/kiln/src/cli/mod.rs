@@ -6,6 +6,7 @@ mod debug;
 mod dial;
 mod display;
 mod environment;
+mod history;
 mod one_shot;
 mod output;
 mod records;
@@ -100,6 +101,7 @@ enum Command {
     PruneHistories,
     DialStdio,
     Debug(debug::What),
+    History(history::What),
 }
 
 fn prepare(args: Vec<String>, mode: Mode) -> Result<Todo, String> {
@@ -121,6 +123,14 @@ fn prepare(args: Vec<String>, mode: Mode) -> Result<Todo, String> {
             let (sub, below) = rest.split_first().ok_or_else(|| format!("debug what? One of {}", debug::NAMES.join(", ")))?;
             rest = below;
             (Command::Debug(debug::What::parse(sub)?), [RECORD_FLAGS, DEBUG_FLAGS].concat())
+        }
+        "history" if mode == Mode::Kiln => {
+            let (sub, below) = rest.split_first().map_or(("ls", rest), |(sub, below)| match sub.starts_with('-') {
+                true => ("ls", rest),
+                false => (sub.as_str(), below),
+            });
+            rest = below;
+            (Command::History(history::What::parse(sub)?), [RECORD_FLAGS, DEBUG_FLAGS, &[(&["all"], Takes::Nothing)]].concat())
         }
         "version" => return Ok(Todo::Print(crate::version::line(program))),
         "help" => return Ok(Todo::Print(usage::overview(mode))),
@@ -149,6 +159,7 @@ fn run(command: Command, call: Box<Call>) -> fault::Result<ExitCode> {
             Command::PruneHistories => debug::prune_histories(&call).await,
             Command::DialStdio => dial::run(&call).await,
             Command::Debug(what) => debug::run(what, &call).await,
+            Command::History(what) => history::run(what, &call).await,
         }
     });
     // A read of standard input that nobody waits for any more must not hold the process.

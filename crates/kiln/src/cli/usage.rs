@@ -3,7 +3,11 @@ use super::{Command, Mode};
 
 pub fn overview(mode: Mode) -> String {
     let program = if mode == Mode::Buildctl { "buildctl" } else { "kiln" };
-    let own = if mode == Mode::Kiln { "\n   daemon           run the daemon (see `kiln daemon --help`)" } else { "" };
+    let own = if mode == Mode::Kiln {
+        "\n   history          ls, logs, inspect, why, trace, rm, pin, unpin: the builds of the past\n   daemon           run the daemon (see `kiln daemon --help`)"
+    } else {
+        ""
+    };
     format!(
         "NAME: {program} - build utility
 
@@ -31,6 +35,7 @@ pub fn of(command: Command, mode: Mode) -> String {
         Command::Build => BUILD.to_owned(),
         Command::DiskUsage => "USAGE: du [--filter F] [--verbose] [--format json]".to_owned(),
         Command::Prune => "USAGE: prune [--all] [--keep-duration D] [--keep-storage MB] [--keep-storage-min MB] [--free-storage MB] [--filter F] [--verbose] [--format json]".to_owned(),
+        Command::History(_) => HISTORY.to_owned(),
         _ => overview(mode),
     }
 }
@@ -44,7 +49,14 @@ const EVERYDAY: &str = "USAGE: kiln build [options] DIRECTORY
    --push                   push the image to its registry
    -o, --output DEST        a directory, or type=local|tar|oci|docker|image,...
    --secret id=X,src=FILE   --ssh default                --cache-from REF|type=..  --cache-to REF|type=..
-   --progress auto|plain|tty|rawjson|quiet               --metadata-file FILE      --iidfile FILE";
+   --progress auto|plain|tty|rawjson|quiet               --metadata-file FILE      --iidfile FILE
+   --why                    tell at the end why steps ran that had run before";
+
+const HISTORY: &str = "USAGE: kiln history [COMMAND] [REF]
+
+   ls [--filter F] [--format json]   builds that have ended, the newest first; status==error, duration>1m, startedAt>24h filter
+   logs, inspect, why, trace [REF]   of one build, the newest where none is named; its reference may be cut short
+   rm REF.. | --all                  pin REF     unpin REF";
 
 const BUILD: &str = "USAGE: build [options]
 

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use job::history::Retention;
 use registry::{Host, Keypair, Proxy};
 use serde::Deserialize;
 
@@ -29,6 +30,7 @@ struct File {
     system: SystemTable,
     frontend: BTreeMap<String, FrontendTable>,
     registry: BTreeMap<String, RegistryTable>,
+    history: Option<HistoryTable>,
     worker: WorkerTables,
 }
 
@@ -70,6 +72,14 @@ struct DnsTable {
 struct SystemTable {
     platforms_cache_max_age: Option<Seconds>,
     max_registry_concurrency: Option<i64>,
+}
+
+/// Where the table is there, what it does not say is 0, as in buildkitd.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct HistoryTable {
+    max_age: Option<Seconds>,
+    max_entries: i64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -229,6 +239,7 @@ pub struct Config {
     pub gc_rules: Vec<layers::Rule>,
     /// In bytes; 0 is none.
     pub ceiling: u64,
+    pub history: Retention,
     /// To be logged once the log runs.
     pub warnings: Vec<String>,
 }
@@ -344,6 +355,10 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         log_limits: log_limits()?,
         program_path: std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
         program_proxy: program_proxy(),
+        history: file.history.map_or_else(Retention::default, |table| Retention {
+            age: table.max_age.map_or(Duration::ZERO, |age| age.0),
+            entries: usize::try_from(table.max_entries).unwrap_or(0),
+        }),
         warnings,
     })
 }

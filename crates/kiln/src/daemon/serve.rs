@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use grpc::{Server, Sessions};
+use grpc::{Server, Sessions, WireEncoding};
 use job::{Builds, Version};
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
@@ -87,21 +87,24 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         ),
     })
     .map_err(|e| e.to_string())?;
+    let version = Version {
+        package: crate::version::PACKAGE.into(),
+        version: crate::version::VERSION.into(),
+        revision: crate::version::revision().into(),
+        dockerfile: crate::version::DOCKERFILE.into(),
+    };
+    let encoding = WireEncoding { version: version.clone() };
     let settings = job::Settings {
-        version: Version {
-            package: crate::version::PACKAGE.into(),
-            version: crate::version::VERSION.into(),
-            revision: crate::version::revision().into(),
-            dockerfile: crate::version::DOCKERFILE.into(),
-        },
+        version,
         entitlements: config.entitlements,
         dockerfile_enabled: config.dockerfile_enabled,
         gateway_enabled: config.gateway_enabled,
         gateway_sources: config.gateway_sources,
         frontend_door: Arc::new(grpc::Door),
         provenance_env: config.provenance_env,
+        retention: config.history,
     };
-    Ok(Builds::new(Arc::new(worker), Arc::new(sessions.clone()), settings))
+    Ok(Builds::new(Arc::new(worker), Arc::new(sessions.clone()), settings, Arc::new(encoding)))
 }
 
 fn hostname() -> String {
@@ -171,5 +174,6 @@ async fn drain(server: &Server, builds: &Builds, grace: Duration) {
         () = tokio::time::sleep(grace) => builds.cancel_all("the daemon is shutting down"),
         _ = told_to_stop() => builds.cancel_all("the daemon was told to stop at once"),
     }
+    builds.dismiss_listeners();
     let _ = tokio::time::timeout(LEAVE_TAKING, server.stop()).await;
 }

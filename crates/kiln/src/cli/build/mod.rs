@@ -15,7 +15,7 @@ pub use failure::print as print_failure;
 
 use super::args::{Spec, Takes};
 use super::connect::connect;
-use super::{Call, display};
+use super::{Call, display, history};
 
 /// buildctl's flags.
 pub const FLAGS: &[Spec] = &[
@@ -57,6 +57,7 @@ pub const EVERYDAY_FLAGS: &[Spec] = &[
     (&["add-host"], Takes::Value),
     (&["network"], Takes::Value),
     (&["iidfile"], Takes::Value),
+    (&["why"], Takes::Nothing),
 ];
 
 /// Known flags that do nothing here, and what to do instead.
@@ -88,6 +89,7 @@ pub async fn run(call: &Call) -> Result<()> {
     // buildctl asks too: a daemon that cannot answer this cannot build.
     client.workers(Vec::new()).await.context("listing workers for Build")?;
     let plan::Plan { build, session, after } = plan;
+    let id = build.id.clone();
     let (sender, parts) = mpsc::channel(64);
     let building = client::build::run(&client, session, build, sender);
     let building = async {
@@ -97,6 +99,13 @@ pub async fn run(call: &Call) -> Result<()> {
         }
     };
     let (outcome, shown) = tokio::join!(building, display::show(kind, parts, tee));
+    if call.args.is_set("why") {
+        // Also of a build that failed: it is then that people ask.
+        match history::explain(&client, &id).await {
+            Ok(text) => eprint!("\n{text}"),
+            Err(fault) => eprintln!("\nwhy steps ran is not known: {fault}"),
+        }
+    }
     let outcome = outcome?;
     shown.context("failed to show progress")?;
     finish::after(call, &after, &outcome)
