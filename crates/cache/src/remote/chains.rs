@@ -384,6 +384,35 @@ mod tests {
         assert_eq!(chains.marshal().config, CacheConfig::default());
     }
 
+    /// What BuildKit wrote, put together anew out of its parts in another order, has its records in the same order.
+    #[test]
+    fn the_order_is_buildkits() {
+        let golden = CacheConfig::parse(include_bytes!("../../tests/golden/config.json")).unwrap();
+        let mut chains = Chains::default();
+        let mut items: Vec<Option<ItemId>> = vec![None; golden.records.len()];
+        for n in order(&golden).unwrap() {
+            let record = &golden.records[n];
+            let source = |i: &InputEntry| Source { item: items[i.link as usize].unwrap(), selector: i.selector.clone() };
+            let inputs: Vec<Vec<Source>> = record.inputs.iter().map(|i| i.iter().rev().map(source).collect()).collect();
+            let outcome = record.results.first().map(|result| {
+                let chain = std::iter::successors(usize::try_from(result.layer).ok(), |n| usize::try_from(golden.layers[*n].parent).ok());
+                let mut pieces: Vec<_> =
+                    chain.map(|n| Piece { descriptor: Descriptor::new("m", golden.layers[n].blob.clone(), 1), layer: () }).collect();
+                pieces.reverse();
+                Outcome { created_at: result.created_at, pieces }
+            });
+            items[n] = chains.add(&record.digest, &inputs, outcome);
+        }
+        let ours = chains.marshal().config;
+        let facts = |config: &CacheConfig| -> Vec<_> {
+            let record = |r: &RecordEntry| (r.digest.clone(), r.inputs.clone(), r.results.first().map(|r| r.created_at));
+            config.records.iter().map(record).collect()
+        };
+        assert_eq!(facts(&ours), facts(&golden));
+        let blobs = |config: &CacheConfig| config.layers.iter().map(|l| l.blob.clone()).collect::<Vec<_>>();
+        assert_eq!(blobs(&ours), blobs(&golden));
+    }
+
     #[test]
     fn the_order_of_adding_does_not_show() {
         let build = |names: &[&str]| {
