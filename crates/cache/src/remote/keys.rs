@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn depth_is_no_matter() {
         let d = digest("x");
-        let count = 50_000;
+        let count = 20_000;
         let layers: Vec<String> = (0..count).map(|n| format!(r#"{{"blob":"{d}","parent":{}}}"#, n as i64 - 1)).collect();
         let mut records: Vec<String> = (1..count).map(|n| format!(r#"{{"digest":"{d}","inputs":[[{{"link":{n}}}]]}}"#)).collect();
         records.push(format!(r#"{{"digest":"{d}"}}"#));
