@@ -38,3 +38,46 @@ fn every_result_is_found_from_the_image_and_the_content() {
     assert_eq!(roots.len(), 4);
     assert!(roots.iter().all(|root| keys.origins(root).is_empty() && keys.results(root).is_empty()), "sources have keys only");
 }
+
+/// Bytes that chance changed are refused or make sense; the same chances every time.
+#[test]
+fn what_is_damaged_does_no_harm() {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    let words: [&[u8]; 8] = [b"-1", b"0", b"99", b"null", b"[]", b"{}", b"\"\"", b"9223372036854775807"];
+    let (mut refused, mut read) = (0, 0);
+    for _ in 0..3000 {
+        let mut bytes = CONFIG.to_vec();
+        for _ in 0..=random(3) {
+            let at = random(bytes.len());
+            match random(4) {
+                0 => bytes[at] = b"0123456789[]{},:-\"x"[random(19)],
+                1 => drop(bytes.drain(at..(at + random(40)).min(bytes.len()))),
+                // A number is the likeliest to be taken for another.
+                _ => {
+                    let digits = bytes.iter().skip(at).position(u8::is_ascii_digit).map_or(0, |n| n + at);
+                    bytes.splice(digits..digits + 1, words[random(words.len())].iter().copied());
+                }
+            }
+        }
+        let Ok(config) = CacheConfig::parse(&bytes) else {
+            refused += 1;
+            continue;
+        };
+        let blob = |l: &cache::remote::document::LayerEntry| (l.blob.clone(), oci::Descriptor::new("m", l.blob.clone(), 1));
+        match Keys::new(&config, config.layers.iter().map(blob).collect()) {
+            Err(error) => drop(error.to_string()),
+            Ok(keys) => {
+                read += 1;
+                (0..keys.len()).for_each(|n| assert!(keys.stack(&n.to_string()).is_some()));
+                config.records.iter().for_each(|r| drop(keys.origins(&r.digest.clone().into())));
+            }
+        }
+    }
+    assert!(refused > 100 && read > 100, "{refused} refused, {read} read");
+}

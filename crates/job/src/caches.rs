@@ -53,7 +53,14 @@ impl Build {
         match reading.await {
             Ok(found) => {
                 let caches = self.worker.engine().caches();
-                found.into_iter().filter(|c| !c.is_empty()).map(|cache| caches.add(cache as Arc<dyn Import>)).collect()
+                let ids: BTreeSet<CacheId> =
+                    found.into_iter().filter(|c| !c.is_empty()).map(|cache| caches.add(cache as Arc<dyn Import>)).collect();
+                // The build may have ended meanwhile; then nobody else takes them out.
+                if self.cancel.is_cancelled() {
+                    ids.iter().for_each(|id| caches.remove(*id));
+                    return BTreeSet::new();
+                }
+                ids
             }
             Err(fault) => {
                 tracing::debug!(cache = name, %fault, "a cache could not be imported");

@@ -1,12 +1,12 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
-use oci::Reference;
+use oci::{Digest, Reference};
 use progress::Reporter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -24,6 +24,8 @@ struct Shared {
     endpoints: Endpoints,
     auth: Auth,
     limits: Mutex<HashMap<String, Limit>>,
+    /// Uploads under way, by repository and digest.
+    uploads: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
 
 #[derive(Clone)]
@@ -63,7 +65,12 @@ pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl Client {
     pub fn new(config: Config) -> Self {
-        Self(Arc::new(Shared { endpoints: Endpoints::new(config), auth: Auth::default(), limits: Mutex::default() }))
+        Self(Arc::new(Shared {
+            endpoints: Endpoints::new(config),
+            auth: Auth::default(),
+            limits: Mutex::default(),
+            uploads: Mutex::default(),
+        }))
     }
 
     /// The repository that `reference` names; its tag and digest are not looked at.
@@ -111,6 +118,22 @@ impl Repository {
 
     pub(crate) fn url(&self, endpoint: &Endpoint, suffix: &str, query: &[String]) -> Result<http::Uri> {
         self.endpoints().url(endpoint, self.name.path(), suffix, query)
+    }
+
+    /// Waits until nobody else uploads this blob to this repository: it is there then.
+    pub(crate) async fn alone(&self, digest: &Digest) -> OwnedSemaphorePermit {
+        let gate = {
+            let mut uploads = self.client.0.uploads.lock().expect("no holder of this lock panics");
+            uploads.retain(|_, gate| gate.strong_count() > 0);
+            let key = format!("{}@{digest}", self.name);
+            let known = uploads.get(&key).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let gate = Arc::new(Semaphore::new(1));
+                uploads.insert(key, Arc::downgrade(&gate));
+                gate
+            })
+        };
+        gate.acquire_owned().await.expect("these semaphores are never closed")
     }
 
     /// Waits for a place among this registry's transfers. JSON documents have one more than blobs, so that a manifest need not wait for layers.

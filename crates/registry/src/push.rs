@@ -58,6 +58,7 @@ impl Repository {
 
     /// Uploads a blob unless the repository has it. `progress` hears of the bytes sent.
     pub async fn push_blob(&self, descriptor: &Descriptor, payload: Payload, progress: Option<Progress>) -> Result<Pushed> {
+        let _alone = self.alone(&descriptor.digest).await;
         let _slot = self.slot(&descriptor.media_type).await;
         let descriptor = Arc::new(descriptor.clone());
         self.retrying(|| {

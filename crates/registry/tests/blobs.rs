@@ -148,6 +148,20 @@ async fn uploads_once() {
 }
 
 #[tokio::test]
+async fn one_blob_for_several_is_sent_once() {
+    let fake = Fake::start().await;
+    let data = noise(1 << 20);
+    let blob = Descriptor::of(media::OCI_LAYER_GZIP, &data);
+    let client = client();
+    let open = || open(&client, &fake.reference("a"));
+    let (one, other) = (open(), open());
+    let payload = Payload::Bytes(data);
+    let (first, second) = tokio::join!(one.push_blob(&blob, payload.clone(), None), other.push_blob(&blob, payload, None));
+    assert_eq!([first.unwrap(), second.unwrap()], [Pushed::Uploaded, Pushed::Existed]);
+    assert_eq!(fake.count("PUT", "uploads"), 1);
+}
+
+#[tokio::test]
 async fn an_upload_that_broke_starts_over() {
     let fake = Fake::start().await;
     let blob = Descriptor::of(media::OCI_LAYER, b"data");
