@@ -64,7 +64,7 @@ impl RemoteCache {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.keys.is_empty()
     }
 
     /// Whether all blobs that are not here can be had.

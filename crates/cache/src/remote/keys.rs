@@ -161,6 +161,10 @@ impl Keys {
     pub fn len(&self) -> usize {
         self.stacks.len()
     }
+
+    pub fn is_empty(&self) -> bool {
+        self.stacks.is_empty()
+    }
 }
 
 fn nanos(time: Timestamp) -> i64 {

@@ -102,6 +102,7 @@ pub fn public(layer: &Descriptor, oci_types: bool) -> Descriptor {
 }
 
 /// What a manifest says of a cache.
+#[expect(clippy::large_enum_variant, reason = "there is one for each import, and it does not live long")]
 pub enum Contents {
     Cache {
         config: Descriptor,

@@ -37,7 +37,7 @@ pub enum Authorization {
 impl Authorization {
     /// `secret` is the account's key in base64; without one, a token is looked for when it is needed.
     pub fn new(account: &str, secret: Option<&str>, environment: Arc<Environment>, web: Web) -> Result<Self> {
-        let Some(secret) = secret else { return Ok(Self::Token(Tokens::new(environment, web))) };
+        let Some(secret) = secret else { return Ok(Self::Token(Box::new(Tokens::new(environment, web)))) };
         let raw = STANDARD.decode(secret).map_err(|e| Fault::invalid(format!("failed to create shared key: {e}")))?;
         Ok(Self::SharedKey { account: account.to_owned(), key: hmac::Key::new(hmac::HMAC_SHA256, &raw) })
     }

@@ -148,7 +148,7 @@ impl GhaStore {
     }
 
     async fn read(&self, found: &Found, offset: u64) -> Result<WebAnswer> {
-        let make = || Ok(Request::new(Method::GET, found.url.clone()).from_offset(offset));
+        let make = || Ok(Request::new(Method::GET, found.url.clone()).starting_at(offset));
         let answer = self.requester.send(make).await?;
         if answer.status().is_success() { Ok(answer) } else { Err(refused(answer, "failed to read a cache entry").await) }
     }

@@ -41,7 +41,7 @@ impl Request {
     }
 
     /// Asks for the bytes from `offset` on.
-    pub fn from_offset(self, offset: u64) -> Self {
+    pub fn starting_at(self, offset: u64) -> Self {
         if offset == 0 { self } else { self.header("range", format!("bytes={offset}-")) }
     }
 }
