@@ -29,7 +29,7 @@ pub enum Authorization {
         account: String,
         key: hmac::Key,
     },
-    Token(Tokens),
+    Token(Box<Tokens>),
     /// The address says it all.
     Signed,
 }
