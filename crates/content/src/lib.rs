@@ -9,6 +9,8 @@
 //! Invariants:
 //! - A blob that [`Store::has`] is whole and has the digest that names it: it was hashed on its way in, and after a power cut only those
 //!   blobs stay that were synced before.
+//! - A blob that is opened has the bytes that its name says: what an earlier process left is read through before its first use. A damaged
+//!   one is moved to `quarantine/`, named in the log, and from then on not there.
 //! - Nothing here calls fsync but [`Store::sync`].
 //! - A failed or mismatching ingest leaves no blob.
 mod error;

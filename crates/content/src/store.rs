@@ -61,6 +61,8 @@ struct Shared {
     /// Bytes on disk of all blobs; before they were added up, what changed since the start.
     used: AtomicI64,
     added_up: OnceLock<()>,
+    /// Blobs that this process wrote or read through, and that were right.
+    trusted: Mutex<HashSet<Digest>>,
 }
 
 /// Bytes that a file of `size` bytes takes.
@@ -157,21 +159,56 @@ impl Store {
         Ok(size.map(|size| Hold::take(&self.0.held, &mut counts, digest, size)))
     }
 
+    /// Opens a blob. One of an earlier life of the process is read through first, once: a damaged one is put aside and not found.
     pub fn open_blob(&self, digest: &Digest) -> Result<Reader> {
         let missing = || Error::NotFound { digest: digest.clone() };
         let hold = self.hold(digest)?.ok_or_else(missing)?;
         let path = self.path(digest);
-        match File::open(&path) {
-            Ok(file) => Ok(Reader::new(file, hold)),
+        let file = match File::open(&path) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                tracing::warn!(%digest, "a blob's file is gone");
-                let mut batch = Batch::new();
-                batch.delete(&BLOBS, digest.as_str());
-                self.0.db.submit(batch);
-                Err(missing())
+                self.put_aside(digest, "its file is gone");
+                return Err(missing());
             }
-            Err(e) => Err(Error::io("open blob", &path)(e)),
+            Err(e) => return Err(Error::io("open blob", &path)(e)),
+        };
+        if !self.is_trusted(digest) {
+            let mut hasher = oci::Hasher::new();
+            let copied = io::copy(&mut &file, &mut hasher).map_err(Error::io("read blob", &path))?;
+            if copied != hold.size() || hasher.finish() != *digest {
+                self.put_aside(digest, &format!("its {copied} bytes are not those that it was stored with"));
+                return Err(missing());
+            }
+            io::Seek::rewind(&mut &file).map_err(Error::io("read blob", &path))?;
+            self.trust(digest);
         }
+        Ok(Reader::new(file, hold))
+    }
+
+    fn is_trusted(&self, digest: &Digest) -> bool {
+        self.0.trusted.lock().expect("no holder of the lock panics").contains(digest)
+    }
+
+    /// Its bytes passed through this process and were right.
+    fn trust(&self, digest: &Digest) {
+        self.0.trusted.lock().expect("no holder of the lock panics").insert(digest.clone());
+    }
+
+    /// Takes a blob that is not what it should be out of the way. It is as if it had never been there; who needs it brings it anew.
+    fn put_aside(&self, digest: &Digest, reason: &str) {
+        let quarantine = self.0.partials.with_file_name("quarantine");
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let target = quarantine.join(format!("{}-{seconds}", digest.hex()));
+        tracing::error!(%digest, reason, kept_as = ?target, "a damaged blob was found; it is put aside, and will be brought or made again");
+        let counts = self.0.held.lock();
+        let moved = std::fs::create_dir_all(&quarantine).and_then(|()| std::fs::rename(self.path(digest), &target));
+        if let Err(error) = moved.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }) {
+            tracing::error!(%digest, %error, "could not move a damaged blob");
+        }
+        if let Err(error) = self.delete(digest) {
+            tracing::error!(%digest, %error, "could not forget a damaged blob");
+        }
+        drop(counts);
     }
 
     /// A whole blob that is known to be small.
@@ -233,7 +270,7 @@ impl Store {
     pub(crate) fn adopt(&self, partial: &Path, digest: &Digest, size: u64) -> Result<Hold> {
         let path = self.path(digest);
         let mut counts = self.0.held.lock();
-        if self.has(digest)?.is_some() && path.exists() {
+        if self.has(digest)?.is_some() && self.is_trusted(digest) && path.exists() {
             std::fs::remove_file(partial).map_err(Error::io("remove partial blob", partial))?;
         } else {
             std::fs::rename(partial, &path).map_err(Error::io("store blob", &path))?;
@@ -245,6 +282,7 @@ impl Store {
             batch.put(&BLOBS, digest.as_str(), &Json(Record { size, created }));
             self.0.watermark.note(&mut batch, digest.as_str().as_bytes());
             self.0.db.submit(batch);
+            self.trust(digest);
         }
         Ok(Hold::take(&self.0.held, &mut counts, digest, size))
     }
@@ -274,6 +312,7 @@ impl Store {
     /// Under the lock of the holds.
     fn delete(&self, digest: &Digest) -> Result<()> {
         let mut batch = Batch::new();
+        self.0.trusted.lock().expect("no holder of the lock panics").remove(digest);
         if let Some(size) = self.has(digest)? {
             self.0.used.fetch_sub(on_disk(size) as i64, Ordering::AcqRel);
         }
@@ -367,6 +406,17 @@ impl Store {
     /// Waits until every blob stored before this call would survive a power cut.
     pub fn sync(&self) -> Result<()> {
         self.0.watermark.advance(|| rustix::fs::syncfs(&self.0.directory).map_err(|e| Error::io("sync", &self.0.blobs)(e.into())))
+    }
+
+    /// Whether there are files of blobs and no record of any: the database had to be replaced.
+    pub fn is_forgotten(&self) -> Result<bool> {
+        let mut any = false;
+        self.0.db.read()?.each(&BLOBS, b"", |_, _| {
+            any = true;
+            ControlFlow::Break(())
+        })?;
+        let mut files = std::fs::read_dir(&self.0.blobs).map_err(Error::io("read directory", &self.0.blobs))?;
+        Ok(!any && files.next().is_some())
     }
 
     /// Finds blobs that the database does not know, after it had to be replaced, and takes those back whose bytes match their names.

@@ -241,3 +241,29 @@ fn blobs_without_records_are_recovered_if_they_match() {
     assert_eq!(store.read(&good).unwrap(), b"good");
     assert!(!bad.exists());
 }
+
+#[test]
+fn a_damaged_blob_is_put_aside_and_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let db = kv::Db::open(&dir.path().join("db"), kv::Options::default()).unwrap();
+        Store::open_as_of_boot(&dir.path().join("content"), db, "boot").unwrap()
+    };
+    let store = open();
+    let kept = store.put(b"a blob").unwrap().digest().clone();
+    let (flipped, cut) = (store.put(b"another blob").unwrap().digest().clone(), store.put(b"a third one").unwrap().digest().clone());
+    let used = store.used().unwrap();
+    std::fs::write(store.path(&flipped), b"anothex blob").unwrap();
+    std::fs::write(store.path(&cut), b"a thi").unwrap();
+    drop(store);
+    let store = open();
+    assert_eq!(store.read(&kept).unwrap(), b"a blob");
+    for damaged in [&flipped, &cut] {
+        assert!(matches!(store.open_blob(damaged), Err(content::Error::NotFound { .. })));
+        assert!(store.has(damaged).unwrap().is_none(), "it is as if it had never been there");
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("content/quarantine")).unwrap().count(), 2);
+    assert_eq!(store.used().unwrap(), used / 3);
+    store.put(b"another blob").unwrap();
+    assert_eq!(store.read(&flipped).unwrap(), b"another blob", "brought again");
+}

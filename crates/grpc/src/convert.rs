@@ -33,6 +33,7 @@ pub fn usage_record(record: UsageRecord) -> control::UsageRecord {
         record_type: record.record_type,
         shared: record.shared,
         parents: record.parents,
+        deduplicated: record.deduplicated,
     }
 }
 

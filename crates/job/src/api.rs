@@ -173,6 +173,8 @@ pub struct UsageRecord {
     /// `regular`, `source.local`, `exec.cachemount`, …
     pub record_type: String,
     pub shared: bool,
+    /// Bytes in common with other records that are counted there.
+    pub deduplicated: i64,
 }
 
 /// What to delete, and how much to keep. Sizes in bytes, 0 for no limit.

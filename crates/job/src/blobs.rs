@@ -44,7 +44,8 @@ impl Blobs for ContentBlobs {
     }
 
     async fn read(&self, digest: &Digest, offset: u64, length: Option<u64>) -> Result<Box<dyn Download>> {
-        download(&self.0, digest, offset, length)
+        let (store, digest) = (self.0.clone(), digest.clone());
+        task::blocking(move || download(&store, &digest, offset, length)).await
     }
 }
 

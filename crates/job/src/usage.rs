@@ -63,5 +63,6 @@ fn record(usage: layers::UsageRecord) -> UsageRecord {
         description: usage.description,
         record_type: usage.record_type,
         shared: usage.shared,
+        deduplicated: i64::try_from(usage.deduplicated).unwrap_or(i64::MAX),
     }
 }

@@ -1,4 +1,4 @@
-use crate::codec::{Key, Table, Value};
+use crate::codec::{Key, Table, Value, seal};
 
 /// One change of a [`Batch`], as an engine sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,9 @@ impl Batch {
     }
 
     pub fn put<K: Key + ?Sized, V: Value>(&mut self, table: &Table<K, V>, key: &K, value: &V) -> &mut Self {
-        self.ops.push(Op { table: table.name, key: key.encode().into_owned(), value: Some(value.encode()) });
+        let key = key.encode().into_owned();
+        let value = Some(seal(&key, value.encode()));
+        self.ops.push(Op { table: table.name, key, value });
         self
     }
 

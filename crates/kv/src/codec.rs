@@ -114,3 +114,25 @@ impl<T: Serialize + DeserializeOwned> Value for Json<T> {
         serde_json::from_slice(bytes).map(Json).map_err(|e| e.to_string())
     }
 }
+
+/// What follows each value: a checksum over the key and it, so that bytes that are not what was written are never taken for a record.
+const SUM: usize = 4;
+
+pub(crate) fn seal(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+    let sum = sum(key, &value);
+    value.extend_from_slice(&sum);
+    value
+}
+
+/// The value without its checksum; the error says what is wrong.
+pub(crate) fn unseal<'v>(key: &[u8], sealed: &'v [u8]) -> Result<&'v [u8], String> {
+    let (value, found) = sealed.split_last_chunk::<SUM>().ok_or_else(|| format!("{} bytes are too few for a record", sealed.len()))?;
+    if *found == sum(key, value) { Ok(value) } else { Err("its checksum is wrong".into()) }
+}
+
+/// FNV-1a: any change of a single byte shows, and of two strings that differ in more one in four billion does not.
+fn sum(key: &[u8], value: &[u8]) -> [u8; SUM] {
+    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = key.iter().chain(value).fold(0xcbf2_9ce4_8422_2325, mix);
+    ((hash >> 32) as u32 ^ hash as u32).to_le_bytes()
+}

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crate::batch::Batch;
-use crate::codec::{Key, Table, Value};
+use crate::batch::{Batch, Op};
+use crate::codec::{Key, Table, Value, unseal};
 use crate::engine::{Engine, Snapshot, Visit};
 use crate::error::{Error, OpenError, Result};
 use crate::open::{self, Options};
@@ -51,12 +51,14 @@ impl Db {
             Some(value) => value.map(|v| v.to_vec()),
             None => self.0.engine.snapshot()?.get(table.name, &key)?,
         };
-        value.map(|v| decode(table.name, &v)).transpose()
+        Ok(value.and_then(|v| usable(&self.0.queue, table.name, &key, &v)))
     }
 
     /// A view of the database that no later change touches.
     pub fn read(&self) -> Result<Reader> {
-        self.0.queue.with(|pending| Ok(Reader { overlay: pending.freeze(), snapshot: self.0.engine.snapshot()? }))
+        self.0.queue.with(|pending| {
+            Ok(Reader { overlay: pending.freeze(), snapshot: self.0.engine.snapshot()?, queue: self.0.queue.clone() })
+        })
     }
 
     /// Makes the batch visible at once and queues it for the disk. Never waits for the disk; may wait for a running [`Db::update`].
@@ -101,14 +103,44 @@ impl Drop for Shared {
     }
 }
 
-fn decode<V: Value>(table: &'static str, bytes: &[u8]) -> Result<V> {
-    V::decode(bytes).map_err(|reason| Error::Decode { table, reason })
+fn decode<V: Value>(key: &[u8], sealed: &[u8]) -> Result<V, String> {
+    unseal(key, sealed).and_then(V::decode)
+}
+
+/// The value, or nothing if it is damaged: then it is put aside, and never read again.
+fn usable<V: Value>(queue: &Queue, table: &'static str, key: &[u8], sealed: &[u8]) -> Option<V> {
+    match decode(key, sealed) {
+        Ok(value) => Some(value),
+        Err(reason) => {
+            put_aside(queue, table, key, sealed, &reason);
+            None
+        }
+    }
+}
+
+/// `<table> <key in hex>` to the bytes of records that could not be read.
+pub const QUARANTINE: Table<str, Vec<u8>> = Table::new("kv.quarantine");
+
+fn put_aside(queue: &Queue, table: &'static str, key: &[u8], sealed: &[u8], reason: &str) {
+    let pending = queue.with(|pending| pending.get(table, key));
+    if pending.is_some_and(|value| value.is_none_or(|value| *value != *sealed)) {
+        // It was replaced meanwhile.
+        return;
+    }
+    let shown = key.escape_ascii().to_string();
+    tracing::error!(table, key = shown, reason, "a damaged record was found; it is put aside, and what it stood for will be made again");
+    let place = format!("{table} {}", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let mut batch = Batch::new();
+    batch.put(&QUARANTINE, place.as_str(), &sealed.to_vec());
+    batch.ops.push(Op { table, key: key.to_vec(), value: None });
+    queue.submit(batch.ops);
 }
 
 /// See [`Db::read`].
 pub struct Reader {
     overlay: Overlay,
     snapshot: Box<dyn Snapshot>,
+    queue: Arc<Queue>,
 }
 
 impl Reader {
@@ -118,7 +150,7 @@ impl Reader {
             Some(value) => value.map(|v| v.to_vec()),
             None => self.snapshot.get(table.name, &key)?,
         };
-        value.map(|v| decode(table.name, &v)).transpose()
+        Ok(value.and_then(|v| usable(&self.queue, table.name, &key, &v)))
     }
 
     /// All records whose encoded key starts with `prefix`, in key order.
@@ -147,24 +179,29 @@ impl Reader {
     ) -> Result<()> {
         let end = end_of(prefix);
         let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut failure = None;
-        self.scan(table.name, (Bound::Included(prefix), upper), &mut |key, value| match record::<K, V>(table.name, key, value) {
-            Ok((key, value)) => visit(key, value),
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
-            }
-        })?;
-        failure.map_or(Ok(()), Err)
+        self.scan(table.name, (Bound::Included(prefix), upper), &mut |key, value| match self.record::<K, V>(table.name, key, value) {
+            Some((key, value)) => visit(key, value),
+            None => ControlFlow::Continue(()),
+        })
     }
 
     fn collect<K: Key + ?Sized, V: Value>(&self, table: &Table<K, V>, range: (Bound<&[u8]>, Bound<&[u8]>)) -> Result<Vec<(K::Owned, V)>> {
-        let mut found: Vec<Result<_>> = Vec::new();
+        let mut found = Vec::new();
         self.scan(table.name, range, &mut |key, value| {
-            found.push(record::<K, V>(table.name, key, value));
+            found.extend(self.record::<K, V>(table.name, key, value));
             ControlFlow::Continue(())
         })?;
-        found.into_iter().collect()
+        Ok(found)
+    }
+
+    /// `None`, and it is put aside, if it is damaged.
+    fn record<K: Key + ?Sized, V: Value>(&self, table: &'static str, key: &[u8], sealed: &[u8]) -> Option<(K::Owned, V)> {
+        let value = usable(&self.queue, table, key, sealed)?;
+        let decoded = K::decode(key);
+        if decoded.is_none() {
+            put_aside(&self.queue, table, key, sealed, "its key is malformed");
+        }
+        Some((decoded?, value))
     }
 
     /// Engine and overlay merged in key order; the overlay wins.
@@ -197,11 +234,6 @@ impl Reader {
     }
 }
 
-fn record<K: Key + ?Sized, V: Value>(table: &'static str, key: &[u8], value: &[u8]) -> Result<(K::Owned, V)> {
-    let key = K::decode(key).ok_or_else(|| Error::Decode { table, reason: format!("key {:?}", key.escape_ascii().to_string()) })?;
-    Ok((key, decode(table, value)?))
-}
-
 /// The first key after all keys with this prefix.
 fn end_of(prefix: &[u8]) -> Option<Vec<u8>> {
     let kept = prefix.iter().rposition(|&b| b != u8::MAX)?;
@@ -221,7 +253,11 @@ pub struct Update<'a> {
 impl Update<'_> {
     pub fn get<K: Key + ?Sized, V: Value>(&self, table: &Table<K, V>, key: &K) -> Result<Option<V>> {
         match self.written.get(&(table.name, key.encode().into_owned())) {
-            Some(&at) => self.batch.ops[at].value.as_ref().map(|v| decode(table.name, v)).transpose(),
+            Some(&at) => {
+                let op = &self.batch.ops[at];
+                let value = op.value.as_ref().map(|sealed| decode(&op.key, sealed));
+                value.transpose().map_err(|reason| Error::Decode { table: table.name, reason })
+            }
             None => self.db.get(table, key),
         }
     }

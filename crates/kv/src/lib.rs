@@ -12,6 +12,8 @@
 //!   has flushed.
 //! - After `kill -9` or a power cut the database opens at once, without a scan, as of the last commit. (Not so with the engine sled, a
 //!   cargo feature, which does not survive power cuts.)
+//! - A record whose bytes are not those that were written is never returned: it is put aside ([`QUARANTINE`]), named in the log, and from then
+//!   on it was never there.
 mod batch;
 mod codec;
 mod db;
@@ -26,7 +28,7 @@ mod writer;
 
 pub use batch::{Batch, Op};
 pub use codec::{Json, Key, Table, Value};
-pub use db::{Db, Reader, Update};
+pub use db::{Db, QUARANTINE, Reader, Update};
 pub use engine::{Engine, Snapshot, Visit};
 pub use error::{Error, OpenError, Result};
 pub use open::{EngineKind, Options};

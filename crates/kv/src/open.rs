@@ -43,7 +43,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { engine: EngineKind::default(), cache_bytes: 8 << 20, schema: 1, commit_delay: Duration::from_millis(100) }
+        Self { engine: EngineKind::default(), cache_bytes: 8 << 20, schema: 2, commit_delay: Duration::from_millis(100) }
     }
 }
 

@@ -75,7 +75,12 @@ impl Layers {
         let (mut sum, mut known) = (0, BTreeSet::new());
         read.each(&SIZES, b"", |tree, Json(size)| {
             sum += i64::try_from(size.bytes).unwrap_or(0);
-            known.extend(tree.parse::<TreeId>());
+            if let Ok(tree) = tree.parse::<TreeId>() {
+                known.insert(tree);
+                if self.is_fresh(&tree, size.bytes).unwrap_or(false) {
+                    self.0.fresh.add(tree);
+                }
+            }
             ControlFlow::Continue(())
         })?;
         // What was measured since the start is among them.
@@ -133,6 +138,9 @@ impl Layers {
             let before = read.get(&SIZES, tree.as_str())?.map_or(Size::default(), |Json(size)| size);
             self.0.account.add(i64::try_from(size.bytes).unwrap_or(0) - i64::try_from(before.bytes).unwrap_or(0));
             batch.put(&SIZES, tree.as_str(), &Json(*size));
+            if self.is_fresh(tree, size.bytes)? {
+                self.0.fresh.add(**tree);
+            }
             for owner in owners {
                 batch.put(&LOANS, pair(owner, tree).as_str(), &());
             }
@@ -151,6 +159,7 @@ impl Layers {
                 batch.delete(&SIZES, outdated.as_str());
             }
         }
+        self.forget_sketch(batch, tree)?;
         let owners = self.trees().owners(tree).unwrap_or_default();
         for owner in &owners {
             batch.delete(&LOANS, pair(owner, tree).as_str());

@@ -74,6 +74,7 @@ fn choose(layer: Layer, compression: Compression) -> Result<LayerBlob> {
 
 async fn ensure(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
     let node = &layer.0;
+    forget_lost(node)?;
     let (have, any) = {
         let state = node.state();
         (suitable(&state.blobs, compression).is_some() && state.diff_id.is_some(), !state.blobs.is_empty())
@@ -87,6 +88,27 @@ async fn ensure(layer: &Layer, compression: Compression, cancel: &Cancel, report
         if any { convert(&working, compression, &cancel, &reporter).await } else { create(&working, compression, &cancel, &reporter).await }
     };
     node.home.0.flights.run(&key, cancel, reporter, work).await
+}
+
+/// A blob that was damaged, or that someone deleted, is made again from the files.
+fn forget_lost(node: &Arc<Node>) -> Result<()> {
+    let known = {
+        let state = node.state();
+        if state.tree.is_none() || state.source.is_some() {
+            return Ok(());
+        }
+        state.blobs.clone()
+    };
+    let mut lost = Vec::new();
+    for blob in known {
+        if node.home.content().has(&blob.digest)?.is_none() {
+            lost.push(blob.digest);
+        }
+    }
+    if !lost.is_empty() {
+        node.home.change(node, |state| state.blobs.retain(|blob| !lost.contains(&blob.digest)));
+    }
+    Ok(())
 }
 
 /// Archives the layer's tree.

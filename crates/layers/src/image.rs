@@ -58,8 +58,10 @@ impl Layers {
             };
             let blob = next.0.state().blobs.first().map(|blob| blob.digest.clone());
             let here = blob.map_or(Ok(None), |blob| self.content().has(&blob))?.is_some();
-            // A source keeps sessions and connections: no longer than needed.
-            next.0.state().source = (!here).then(|| source.clone());
+            // A source keeps sessions and connections: no longer than needed. A blob that is here may still turn out to be damaged.
+            let mut state = next.0.state();
+            state.source = (!here || state.tree.is_none()).then(|| source.clone());
+            drop(state);
             chains = Some((chain_id, blob_chain_id));
             below = Some(next);
         }

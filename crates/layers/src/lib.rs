@@ -23,6 +23,7 @@ mod combine;
 mod compare;
 mod compress;
 mod decompress;
+mod dedup;
 mod download;
 mod draft;
 mod error;

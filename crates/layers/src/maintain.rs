@@ -28,6 +28,11 @@ const COLLECT_EVERY: Duration = Duration::from_secs(60);
 /// ... unless the disk is fuller than they allow.
 const COLLECT_PRESSED: Duration = Duration::from_secs(10);
 
+/// New layers are compared with others so long at a time, ...
+const COMPARE_FOR: Duration = Duration::from_millis(300);
+/// ... and no sooner than this after the last time.
+const COMPARE_AFTER: Duration = Duration::from_secs(1);
+
 /// What is to be kept, and who wants to know what is not.
 pub struct Housekeeping {
     /// Applied in this order after builds, and while they run.
@@ -44,6 +49,7 @@ impl Layers {
     /// Runs until cancelled; the daemon spawns it once. Nothing that it does is needed for an answer.
     pub async fn maintain(&self, cancel: &Cancel) {
         self.attempt("reconcile", |home| Ok(home.reconcile().map(|_| ())?)).await;
+        self.attempt("take blobs back", |home| Ok(home.take_blobs_back()?)).await;
         let mut ticks: u32 = 0;
         loop {
             tokio::select! {
@@ -97,6 +103,22 @@ impl Layers {
         }
     }
 
+    /// Has equal files of different layers share storage until cancelled; the daemon spawns it once.
+    pub async fn share_files(&self, cancel: &Cancel) {
+        let mut wait = COMPARE_AFTER;
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+            let begun = Instant::now();
+            self.attempt("look for equal files", |home| Ok(home.deduplicate(COMPARE_FOR).map(|_| ())?)).await;
+            // No more than a third of the time.
+            wait = (begun.elapsed() * 2).max(COMPARE_AFTER);
+        }
+    }
+
     /// Has the rules applied soon: something ended that may have left more than is to be kept.
     pub fn collect_soon(&self) {
         self.0.due.0.store(true, Ordering::Release);
@@ -127,6 +149,15 @@ impl Layers {
         if let Err(error) = task::blocking(move || work(home)).await {
             tracing::warn!(%error, "could not {what}");
         }
+    }
+
+    /// After the database had to be replaced.
+    fn take_blobs_back(&self) -> Result<()> {
+        if self.content().is_forgotten()? {
+            let count = self.content().recover()?;
+            tracing::warn!(count, "blobs that the new database did not know are taken back");
+        }
+        Ok(())
     }
 
     /// Removes trees that belong to no layer: their process was killed before it recorded them. Returns how many.

@@ -152,6 +152,16 @@ type Fresh = (snapshot::Draft, crate::unpack::Unpacked);
 
 /// Unpacks the layer's blob into a new draft, downloading it first or meanwhile.
 async fn unpacked(node: &Arc<Node>, blob: &Descriptor, cancel: &Cancel, reporter: &Reporter) -> Result<Fresh, Fault> {
+    match unpacked_once(node, blob, cancel, reporter).await {
+        // It was damaged, and is gone now. Where it came from there may be another.
+        Err(fault) if fault.kind() == fault::Kind::NotFound && node.home.content().has(&blob.digest)?.is_none() => {
+            unpacked_once(node, blob, cancel, reporter).await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn unpacked_once(node: &Arc<Node>, blob: &Descriptor, cancel: &Cancel, reporter: &Reporter) -> Result<Fresh, Fault> {
     let home = &node.home;
     let diff_id = node.state().diff_id.clone();
     if let Some(fresh) = home.bring(node, blob, Some(diff_id.clone()), cancel, reporter).await? {

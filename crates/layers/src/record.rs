@@ -23,6 +23,10 @@ pub(crate) const TREES: Table<str, ()> = Table::new("layers.trees");
 pub(crate) const SIZES: Table<str, Json<Size>> = Table::new("layers.sizes");
 /// `<owner>/<borrower>`: trees that have inodes which were made in another one. The owner may be gone.
 pub(crate) const LOANS: Table<str, ()> = Table::new("layers.loans");
+/// Sketch number (8 bytes, big-endian) and tree: which trees may have files in common.
+pub(crate) const SKETCHES: Table<[u8], ()> = Table::new("layers.sketches");
+/// Trees that were compared with the others, and their sketch numbers.
+pub(crate) const SKETCHED: Table<str, Vec<u8>> = Table::new("layers.sketched");
 /// `<key>\0<layer>`: mutable trees by key.
 pub(crate) const CELLS: Table<str, ()> = Table::new("layers.cells");
 #[derive(Debug, Clone, Serialize, Deserialize)]

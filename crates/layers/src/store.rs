@@ -43,6 +43,7 @@ pub(crate) struct Shared {
     pub account: Account,
     pub ceiling: Ceiling,
     pub due: crate::maintain::Due,
+    pub fresh: crate::dedup::Fresh,
     /// Trees with lower ids were there before this process.
     pub opened: TreeId,
 }
@@ -76,6 +77,7 @@ impl Layers {
             account: Account::default(),
             ceiling: Ceiling::default(),
             due: crate::maintain::Due::default(),
+            fresh: crate::dedup::Fresh::default(),
         }));
         layers.drop_doubtful(&doubtful)?;
         Ok(layers)

@@ -150,7 +150,7 @@ impl<'a> Editor<'a> {
 }
 
 /// Runs `change` on a directory and gives it back the times that it had: copying up is no change of the directory.
-fn keeping_times<T>(dir: &OwnedFd, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+pub(crate) fn keeping_times<T>(dir: &OwnedFd, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     let before = Metadata::of(&rustix::fs::fstat(dir)?);
     let outcome = change()?;
     rustix::fs::futimens(dir, &timestamps(before.atime.timespec(), before.mtime.timespec()))?;

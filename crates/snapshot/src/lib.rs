@@ -10,10 +10,12 @@
 //! written without any mount).
 //!
 //! **Invariants**
-//! - A committed tree is never modified, not even through a hard link: an [`Editor`] copies a linked file up before it touches it.
+//! - What can be read of a committed tree never changes, not even through a hard link: an [`Editor`] copies a linked file up before it
+//!   touches it. Only which inode holds a file may change ([`Store::deduplicate`], merges).
 //! - Overlay's own attributes (`trusted.overlay.*`, `user.overlay.*`) are not content: they are neither shown nor accepted.
 //! - No path given by a caller, and no symbolic link in a tree, leads out of the tree.
 //! - Nothing here calls fsync; [`Store::sync`] is the only durability point.
+mod dedup;
 mod draft;
 mod editor;
 mod error;
@@ -35,6 +37,7 @@ mod usage;
 mod view;
 mod xattr;
 
+pub use dedup::Deduplicated;
 pub use draft::Draft;
 pub use editor::{Attributes, Editor, Placed};
 pub use error::{Error, OpenError, Result};

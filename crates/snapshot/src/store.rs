@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, XattrFlags};
 
+use crate::dedup::Deduplicated;
 use crate::layer::Layer;
 use crate::loans::{Ledger, Loans};
 use crate::spec::{self, MountSpec};
@@ -190,6 +191,29 @@ impl Store {
     /// The trees, gone ones among them, that inodes of this one were made in.
     pub fn owners(&self, id: &TreeId) -> Result<Vec<TreeId>> {
         Ok(self.0.ledger.of(*id, &self.existing(id)?)?.owners().collect())
+    }
+
+    /// Numbers that stand for a committed tree: trees with many equal files have many of them in common. By a walk.
+    pub fn sketch(&self, id: &TreeId) -> Result<Vec<u64>> {
+        let tree = self.committed(id)?;
+        crate::dedup::sketch(&tree.join("fs")).map_err(Error::io("read", &tree))
+    }
+
+    /// Makes files of the tree `id` that equal files of `other` share their inodes. Nobody may have `id` mounted.
+    pub fn deduplicate(&self, id: &TreeId, other: &TreeId) -> Result<Deduplicated> {
+        let (tree, other_tree) = (self.committed(id)?, self.committed(other)?);
+        let _alone = self.0.separating.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, theirs) = (self.0.ledger.of(*id, &tree)?, self.0.ledger.of(*other, &other_tree)?);
+        let linked = crate::dedup::link_equal(&tree, &own, (*other, &other_tree, &theirs));
+        let Some((done, loans)) = linked.map_err(Error::io("link files of", &tree))? else { return Ok(Deduplicated::default()) };
+        self.0.ledger.forget(*id);
+        self.0.ledger.put(*id, Arc::new(loans));
+        Ok(done)
+    }
+
+    fn committed(&self, id: &TreeId) -> Result<PathBuf> {
+        let tree = self.dir_of(id);
+        if tree.is_dir() { Ok(tree) } else { Err(Error::NoTree { id: *id }) }
     }
 
     /// Bytes on disk of the drafts that are being written and of what waits for its deletion, by a walk.

@@ -13,6 +13,8 @@ impl Background {
         let cancel = Cancel::new();
         let (child, upkeep) = (cancel.child(), layers.clone());
         task::spawn("upkeep", async move { upkeep.maintain(&child).await });
+        let (child, sharing) = (cancel.child(), layers.clone());
+        task::spawn("file sharing", async move { sharing.share_files(&child).await });
         let housekeeping = Housekeeping { rules, deleted: Arc::new(move |id| index.forget([id.as_str()])) };
         let child = cancel.child();
         task::spawn("housekeeping", async move { layers.keep_house(housekeeping, &child).await });

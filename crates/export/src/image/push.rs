@@ -83,7 +83,8 @@ impl Transfer<'_> {
         let from = registry::mount_candidate(self.reference, &with_sources.annotations);
         if self.repository.take(blob, from).await?.is_none() {
             let _hold = self.blobs.hold(&blob.digest, self.cancel, self.reporter).await?;
-            let reader = self.blobs.store().open_blob(&blob.digest)?;
+            let (store, digest) = (self.blobs.store().clone(), blob.digest.clone());
+            let reader = task::blocking(move || Ok(store.open_blob(&digest)?)).await?;
             let payload = Payload::File { file: Arc::new(reader.file().try_clone()?), offset: 0, size: reader.size() };
             self.repository.push_blob(blob, payload, None).await?;
         }

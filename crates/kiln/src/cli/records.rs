@@ -103,6 +103,9 @@ fn verbose(record: &pb::UsageRecord) -> String {
     put("Reclaimable", (!record.in_use).to_string());
     put("Shared", record.shared.to_string());
     put("Size", bytes(record.size));
+    if record.deduplicated > 0 {
+        put("Deduplicated", bytes(record.deduplicated));
+    }
     if !record.description.is_empty() {
         put("Description", record.description.clone());
     }

@@ -52,6 +52,9 @@ pub struct UsageRecord {
     pub shared: bool,
     #[prost(string, repeated, tag = "12")]
     pub parents: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// kiln's own: bytes that the record has in common with others and that are counted there.
+    #[prost(int64, tag = "1000")]
+    pub deduplicated: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SolveRequest {
