@@ -56,9 +56,9 @@ impl Db {
 
     /// A view of the database that no later change touches.
     pub fn read(&self) -> Result<Reader> {
-        self.0.queue.with(|pending| {
-            Ok(Reader { overlay: pending.freeze(), snapshot: self.0.engine.snapshot()?, queue: self.0.queue.clone() })
-        })
+        self.0
+            .queue
+            .with(|pending| Ok(Reader { overlay: pending.freeze(), snapshot: self.0.engine.snapshot()?, queue: self.0.queue.clone() }))
     }
 
     /// Makes the batch visible at once and queues it for the disk. Never waits for the disk; may wait for a running [`Db::update`].

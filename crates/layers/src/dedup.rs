@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use kv::Batch;
 use snapshot::TreeId;
 
+use crate::LayerId;
 use crate::error::{Error, Result};
 use crate::record::{SKETCHED, SKETCHES, TREES};
 use crate::store::Layers;
-use crate::LayerId;
 
 /// Trees that a new one is compared with, the most similar first.
 const MOST: usize = 6;

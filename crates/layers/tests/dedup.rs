@@ -100,7 +100,8 @@ async fn only_what_nobody_can_tell_apart_is_linked() {
     let data = vec![7; 40_000];
     let mut other = data.clone();
     other[39_999] = 8;
-    let first = make("first", &[("same", &data, 1, 0o644), ("time", &data, 2, 0o644), ("mode", &data, 3, 0o644), ("content", &data, 4, 0o644)]);
+    let first =
+        make("first", &[("same", &data, 1, 0o644), ("time", &data, 2, 0o644), ("mode", &data, 3, 0o644), ("content", &data, 4, 0o644)]);
     let files: [(&str, &[u8], u64, u32); 6] = [
         ("same", &data, 1, 0o644),
         ("copy of same", &data, 1, 0o644),
@@ -112,7 +113,9 @@ async fn only_what_nobody_can_tell_apart_is_linked() {
     let second = make("second", &files);
     let before: Vec<_> = files.iter().map(|(name, ..)| file(&second, &format!("/{name}"))).collect();
     let dir = file(&second, "/");
-    let blobs = |layer: Layer| async move { layer.blobs(Compression::default(), &Cancel::new(), &Reporter::silent()).await.unwrap()[0].diff_id.clone() };
+    let blobs = |layer: Layer| async move {
+        layer.blobs(Compression::default(), &Cancel::new(), &Reporter::silent()).await.unwrap()[0].diff_id.clone()
+    };
     layers.measure_queued().unwrap();
     assert!(!layers.deduplicate(Duration::from_secs(60)).unwrap());
     assert_ne!(file(&first, "/same").ino(), file(&second, "/same").ino(), "not while anybody holds it");

@@ -129,7 +129,12 @@ pub(crate) fn link_equal(tree: &Path, own: &Loans, other: (TreeId, &Path, &Loans
             None => (other_id.number(), name_of(source.path.as_os_str().as_bytes())),
         };
         taken.insert(ino);
-        plans.push(Plan { path: file.path, source: from, loan: Loan { ino, owner, owner_name, name }, bytes: file.metadata.blocks() * 512 });
+        plans.push(Plan {
+            path: file.path,
+            source: from,
+            loan: Loan { ino, owner, owner_name, name },
+            bytes: file.metadata.blocks() * 512,
+        });
     }
     if plans.is_empty() {
         return Ok(None);
@@ -157,7 +162,8 @@ fn replace(root: &Path, aside: &Path, plan: &Plan) -> std::result::Result<(), Er
     let fresh = aside.join("link");
     rustix::fs::linkat(CWD, &plan.source, CWD, &fresh, AtFlags::empty())?;
     let target = root.join(&plan.path);
-    let dir: OwnedFd = File::open(target.parent().expect("a file is in a directory")).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?.into();
+    let dir: OwnedFd =
+        File::open(target.parent().expect("a file is in a directory")).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?.into();
     crate::editor::keeping_times(&dir, || rustix::fs::renameat(CWD, &fresh, CWD, &target))
 }
 
