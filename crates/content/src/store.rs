@@ -99,6 +99,7 @@ impl Store {
             once: AtomicU64::new(0),
             used: AtomicI64::new(0),
             added_up: OnceLock::new(),
+            trusted: Mutex::default(),
         }));
         store.drop_doubtful(doubtful)?;
         Ok(store)

@@ -43,7 +43,10 @@ pub struct Housekeeping {
 
 /// Whether the rules are to be applied.
 #[derive(Default)]
-pub(crate) struct Due(AtomicBool);
+pub(crate) struct Due {
+    soon: AtomicBool,
+    now: AtomicBool,
+}
 
 impl Layers {
     /// Runs until cancelled; the daemon spawns it once. Nothing that it does is needed for an answer.
@@ -75,7 +78,7 @@ impl Layers {
         let rules = Arc::new(rules);
         self.attempt("add up the layers", |home| Ok(home.open_account()?)).await;
         let mut collect_at = Instant::now() + COLLECT_AFTER;
-        self.0.due.0.store(true, Ordering::Release);
+        self.0.due.soon.store(true, Ordering::Release);
         loop {
             let wait = if self.is_watched() { WATCH_EVERY } else { TICK.min(COLLECT_AFTER) };
             tokio::select! {
@@ -91,11 +94,15 @@ impl Layers {
                 tokio::time::sleep(MEASURE_AFTER).await;
                 self.attempt("measure layers", |home| Ok(home.measure_queued().map(|_| ())?)).await;
             }
+            if self.0.due.now.swap(false, Ordering::AcqRel) {
+                self.attempt("empty the trash", |home| Ok(home.trees().empty_trash().map(|_| ()).map_err(crate::Error::from)?)).await;
+                collect_at = Instant::now();
+            }
             if Instant::now() < collect_at || rules.is_empty() {
                 continue;
             }
             let pressed = self.is_pressed(&rules);
-            if self.0.due.0.swap(false, Ordering::AcqRel) || pressed {
+            if self.0.due.soon.swap(false, Ordering::AcqRel) || pressed {
                 let (rules, deleted) = (rules.clone(), deleted.clone());
                 self.attempt("collect garbage", move |home| home.collect(&rules, &*deleted)).await;
                 collect_at = Instant::now() + if pressed { COLLECT_PRESSED } else { COLLECT_EVERY };
@@ -121,7 +128,13 @@ impl Layers {
 
     /// Has the rules applied soon: something ended that may have left more than is to be kept.
     pub fn collect_soon(&self) {
-        self.0.due.0.store(true, Ordering::Release);
+        self.0.due.soon.store(true, Ordering::Release);
+    }
+
+    /// Has what is deleted already, and what the rules do not keep, make room at once: the disk is full.
+    pub fn collect_now(&self) {
+        self.0.due.now.store(true, Ordering::Release);
+        self.0.account.wake.notify_one();
     }
 
     fn collect(&self, rules: &[Rule], deleted: &dyn Fn(&LayerId)) -> fault::Result<()> {

@@ -220,6 +220,16 @@ impl<'a> Pruning<'a> {
     }
 }
 
+impl Layers {
+    /// The room on the disk if there is next to none, in bytes.
+    pub fn short_of_space(&self) -> Option<u64> {
+        free_space(self).ok().filter(|free| *free < NEXT_TO_NOTHING)
+    }
+}
+
+/// Bytes.
+const NEXT_TO_NOTHING: u64 = 1 << 20;
+
 pub(crate) fn free_space(home: &Layers) -> Result<u64> {
     let root = home.trees().root();
     let stat = rustix::fs::statvfs(root).map_err(|e| Error::io("measure", root)(e.into()))?;

@@ -46,7 +46,7 @@ impl Execute for Steps {
             Ok(_room) => self.outputs(vertex, inputs, context).await,
             Err(fault) => Err(fault),
         };
-        outcome.map_err(|fault| Remains::of_step(vertex, fault))
+        outcome.map_err(|fault| Remains::of_step(vertex, self.name_full_disk(fault)))
     }
 
     fn load(&self, id: &LayerId) -> Option<Layer> {
@@ -70,6 +70,17 @@ impl Steps {
             return Ok(None);
         }
         self.layers.room(&context.cancel).await.map(Some)
+    }
+
+    /// A step that failed while the disk is full most likely failed because of that, whatever it says itself.
+    fn name_full_disk(&self, fault: Fault) -> Fault {
+        if fault.kind() == Kind::Canceled {
+            return fault;
+        }
+        let Some(free) = self.layers.short_of_space() else { return fault };
+        self.layers.collect_now();
+        let root = self.layers.trees().root().display();
+        fault.context(format!("the disk of the build cache is full ({free} bytes are free at {root}): make room, or let the cache keep less"))
     }
 
     async fn key(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
