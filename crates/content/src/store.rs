@@ -168,7 +168,10 @@ impl Store {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                self.put_aside(digest, "its file is gone");
+                // Its record outlived it: the process was killed while it removed both.
+                tracing::warn!(%digest, "a blob's file is gone; it will be brought or made again");
+                let _counts = self.0.held.lock();
+                self.delete(digest)?;
                 return Err(missing());
             }
             Err(e) => return Err(Error::io("open blob", &path)(e)),
