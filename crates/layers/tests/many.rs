@@ -38,6 +38,43 @@ fn resident() -> u64 {
     line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
 }
 
+/// A thread that looks layers up and notes how long each look took.
+struct Looking {
+    stop: Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<Vec<Duration>>,
+}
+
+impl Looking {
+    fn start(layers: &Layers, ids: &[LayerId]) -> Self {
+        let (layers, ids, stop) = (layers.clone(), ids.to_vec(), Arc::new(AtomicBool::new(false)));
+        let told = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut took, mut at) = (Vec::new(), 0);
+            while !told.load(Ordering::Relaxed) {
+                at = (at + 7919) % ids.len();
+                let begun = Instant::now();
+                drop(layers.get(&ids[at]).unwrap());
+                took.push(begun.elapsed());
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            took
+        });
+        Self { stop, thread }
+    }
+
+    fn stop_after(self, time: Duration) -> Vec<Duration> {
+        std::thread::sleep(time);
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// The time that one of a hundred takes longer than, and the longest.
+fn figures(mut took: Vec<Duration>) -> (Duration, Duration) {
+    took.sort();
+    (took[took.len() * 99 / 100], *took.last().unwrap())
+}
+
 fn main() {
     let asked = |what: &str| std::env::args().any(|arg| arg == what);
     if asked("--list") {
@@ -66,25 +103,9 @@ fn main() {
     layers.measure_queued().unwrap();
     let idle = resident().saturating_sub(before);
 
-    // Lookups all the while that a thousand records are pruned.
-    let stop = Arc::new(AtomicBool::new(false));
-    let looking = std::thread::spawn({
-        let (layers, ids, stop) = (layers.clone(), ids.clone(), stop.clone());
-        move || {
-            let mut took = Vec::new();
-            let mut at = 0;
-            while !stop.load(Ordering::Relaxed) {
-                at = (at + 7919) % ids.len();
-                let begun = Instant::now();
-                drop(layers.get(&ids[at]).unwrap());
-                took.push(begun.elapsed());
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            took.sort();
-            took
-        }
-    });
-    std::thread::sleep(Duration::from_millis(500));
+    // What the machine does to a thread that only looks up, and then the same while a thousand records are pruned.
+    let (quiet99, quiet) = figures(Looking::start(&layers, &ids).stop_after(Duration::from_secs(2)));
+    let looking = Looking::start(&layers, &ids);
     let begun = Instant::now();
     let mut gone = 0;
     layers
@@ -94,18 +115,15 @@ fn main() {
         })
         .unwrap();
     let pruned = begun.elapsed();
-    stop.store(true, Ordering::Relaxed);
-    let took = looking.join().unwrap();
-    let (p99, longest) = (took[took.len() * 99 / 100], *took.last().unwrap());
+    let (p99, longest) = figures(looking.stop_after(Duration::ZERO));
     println!(
-        "{count} records: open {opened:?} (first answer {first:?}), idle +{} kB, {} lookups: p99 {p99:?}, longest {longest:?} while {gone} were pruned in {pruned:?}",
-        idle / 1024,
-        took.len()
+        "{count} records: open {opened:?} (first answer {first:?}), idle +{} kB; lookups: p99 {quiet99:?}, longest {quiet:?}; while {gone} were pruned in {pruned:?}: p99 {p99:?}, longest {longest:?}",
+        idle / 1024
     );
     assert_eq!(gone, 1000);
     // Loose where the machine is shared and the build is not optimized; the figures are printed.
     assert!(opened < Duration::from_millis(500), "{opened:?}");
-    assert!(p99 < Duration::from_millis(10), "{p99:?}");
-    assert!(longest < Duration::from_millis(250), "{longest:?}");
+    assert!(p99 < Duration::from_millis(10) + 5 * quiet99, "{p99:?}");
+    assert!(longest < Duration::from_millis(250) + 5 * quiet, "{longest:?}");
     assert!(idle < 40 << 20, "{idle} bytes");
 }
