@@ -80,7 +80,9 @@ impl Steps {
         let Some(free) = self.layers.short_of_space() else { return fault };
         self.layers.collect_now();
         let root = self.layers.trees().root().display();
-        fault.context(format!("the disk of the build cache is full ({free} bytes are free at {root}): make room, or let the cache keep less"))
+        fault.context(format!(
+            "the disk of the build cache is full ({free} bytes are free at {root}): make room, or let the cache keep less"
+        ))
     }
 
     async fn key(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
