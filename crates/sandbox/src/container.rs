@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use snapshot::MountSpec;
 
+use crate::Emulator;
+
 /// The hostname of a step that asks for none.
 pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
 
@@ -28,6 +30,8 @@ pub struct Container {
     pub security: Security,
     /// Also report the parents made for mount points as stubs.
     pub recursive_stubs: bool,
+    /// Runs the programs, which are another machine's and which the kernel alone cannot run.
+    pub emulator: Option<Emulator>,
 }
 
 impl Container {
@@ -45,6 +49,7 @@ impl Container {
             cgroup_parent: String::new(),
             security: Security::Sandbox,
             recursive_stubs: false,
+            emulator: None,
         }
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct Spec {
     pub recursive_stubs: bool,
     /// Show the daemon's own `/proc`.
     pub host_proc: bool,
+    pub emulator: Option<crate::Emulator>,
     pub process: SpecProcess,
     /// Run this OCI runtime instead of making the container ourselves.
     pub oci: Option<Oci>,

@@ -265,6 +265,7 @@ mod tests {
                 resources: limited.clone(),
                 recursive_stubs: false,
                 host_proc: false,
+                emulator: None,
                 process,
                 oci: None,
             };

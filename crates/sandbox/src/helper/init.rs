@@ -9,13 +9,21 @@ use super::access::{Streams, become_program};
 use super::cgroup::{Cgroups, Group};
 use super::path::{Want, ensure, open_in};
 use super::user::User;
-use super::{Failed, Outcome, Try as _, root};
+use super::{Failed, Outcome, Try as _, emulate, root};
 use crate::link::{self, Report, Spec};
 use crate::sys;
 
 /// Never returns: the process becomes the program, or says why not and exits.
-pub(crate) fn run(spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>, cgroups: &Cgroups, group: &Group, daemon: &OwnedFd) -> ! {
-    let failed = match set_up(spec, blobs, cgroups, group) {
+pub(crate) fn run(
+    spec: &Spec,
+    blobs: &[u8],
+    files: Option<[OwnedFd; 3]>,
+    cgroups: &Cgroups,
+    group: &Group,
+    daemon: &OwnedFd,
+    monitor: Option<OwnedFd>,
+) -> ! {
+    let failed = match set_up(spec, blobs, cgroups, group, monitor) {
         Err(failed) => failed,
         Ok((user, stubs)) => match streams(files, daemon, 0) {
             Err(failed) => failed,
@@ -28,7 +36,13 @@ pub(crate) fn run(spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>, cgroup
     std::process::exit(1)
 }
 
-fn set_up(spec: &Spec, blobs: &[u8], cgroups: &Cgroups, group: &Group) -> Outcome<(User, Vec<std::path::PathBuf>)> {
+fn set_up(
+    spec: &Spec,
+    blobs: &[u8],
+    cgroups: &Cgroups,
+    group: &Group,
+    monitor: Option<OwnedFd>,
+) -> Outcome<(User, Vec<std::path::PathBuf>)> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).tried(|| "tie to the monitor")?;
     group.join()?;
     if cgroups.is_v2() && group.born_in().is_some() {
@@ -42,7 +56,18 @@ fn set_up(spec: &Spec, blobs: &[u8], cgroups: &Cgroups, group: &Group) -> Outcom
         sys::loopback_up().tried(|| "bring the loopback interface up")?;
     }
     rustix::system::sethostname(spec.hostname.as_bytes()).tried(|| "set the hostname")?;
+    let emulator = match &spec.emulator {
+        Some(emulator) => {
+            let program = rustix::fs::open(&emulator.program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .tried(|| format!("open emulator {}", emulator.program.display()))?;
+            Some((emulator, program))
+        }
+        None => None,
+    };
     root::enter(root.fd.as_fd())?;
+    if let (Some((emulator, program)), Some(monitor)) = (emulator, monitor) {
+        emulate::install(emulator, &program, &monitor)?;
+    }
     Ok((root.user, root.stubs))
 }
 

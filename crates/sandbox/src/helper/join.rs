@@ -11,6 +11,14 @@ use super::{Failed, Outcome, Try as _, init, user};
 use crate::link::{self, Report, SpecProcess};
 use crate::sys;
 
+/// A container to enter, by its first process.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub init: BorrowedFd<'a>,
+    /// It is in a user namespace of its own.
+    pub emulated: bool,
+}
+
 /// Makes a process in the container of `init`, a child of this one; its id.
 ///
 /// A process does not enter a pid namespace, only its children do. So one in between enters, and has a child in our name.
@@ -18,14 +26,14 @@ pub(crate) fn start(
     process: &SpecProcess,
     number: u32,
     files: Option<[OwnedFd; 3]>,
-    init: BorrowedFd<'_>,
+    target: Target<'_>,
     group: &Group,
     daemon: &OwnedFd,
 ) -> Outcome<i32> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).tried(|| "create a pipe")?;
     let Some(between) = sys::clone_process(0, None, false).tried(|| "fork")? else {
         drop(read);
-        let failed = match enter(init, group) {
+        let failed = match enter(target, group) {
             Err(failed) => failed,
             Ok(()) => match sys::clone_process(0, group.born_in(), true) {
                 Ok(Some(child)) => {
@@ -50,15 +58,16 @@ pub(crate) fn start(
     if read == pid.len() { Ok(i32::from_ne_bytes(pid)) } else { Err(Failed::plain("failed to enter the container")) }
 }
 
-fn enter(init: BorrowedFd<'_>, group: &Group) -> Outcome<()> {
+fn enter(target: Target<'_>, group: &Group) -> Outcome<()> {
     group.join()?;
-    let all = ThreadNameSpaceType::MOUNT
+    let mut all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::NETWORK;
-    rustix::thread::move_into_thread_name_spaces(init, all).tried(|| "enter the container")
+    all.set(ThreadNameSpaceType::USER, target.emulated);
+    rustix::thread::move_into_thread_name_spaces(target.init, all).tried(|| "enter the container")
 }
 
 fn run(process: &SpecProcess, number: u32, files: Option<[OwnedFd; 3]>, daemon: &OwnedFd) -> ! {

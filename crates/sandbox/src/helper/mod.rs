@@ -9,6 +9,7 @@ mod access;
 mod cgroup;
 mod config;
 mod devices;
+mod emulate;
 mod init;
 mod join;
 mod monitor;

@@ -6,7 +6,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
 use super::cgroup::{Cgroups, Group};
-use super::{Failed, Outcome, Try as _, init, join, oci};
+use super::{Failed, Outcome, Try as _, emulate, init, join, oci};
 use crate::link::{self, Failure, Report, Request, Spec, SpecProcess};
 use crate::sys::{self, Child};
 
@@ -23,6 +23,8 @@ struct Monitor {
     group: Option<Group>,
     members: Vec<Member>,
     insecure: bool,
+    /// The container is in a user namespace of its own.
+    emulated: bool,
     init: Option<u32>,
     runtime: Option<oci::Run>,
     /// Tells of children's ends where there are others than members.
@@ -34,7 +36,7 @@ pub(crate) fn run(daemon: OwnedFd, cgroups: Cgroups) -> ! {
     // So that `ps` tells it from the zygote.
     let _ = rustix::thread::set_name(c"kiln-monitor");
     let mut monitor =
-        Monitor { daemon, cgroups, group: None, members: Vec::new(), insecure: false, init: None, runtime: None, orphans: None };
+        Monitor { daemon, cgroups, group: None, members: Vec::new(), insecure: false, emulated: false, init: None, runtime: None, orphans: None };
     let status = match monitor.serve() {
         Ok(()) => 0,
         Err(error) => {
@@ -128,11 +130,24 @@ impl Monitor {
         if spec.own_network {
             namespaces |= libc::CLONE_NEWNET;
         }
+        let (ours, theirs) = match &spec.emulator {
+            Some(_) => link::pair().map(|(ours, theirs)| (Some(ours), Some(theirs))).tried(|| "create a socket")?,
+            None => (None, None),
+        };
         match sys::clone_process(namespaces as u64, group.born_in(), false).tried(|| "create namespaces")? {
-            None => init::run(&spec, &blobs, files, &self.cgroups, group, &self.daemon),
+            None => {
+                drop(ours);
+                init::run(&spec, &blobs, files, &self.cgroups, group, &self.daemon, theirs)
+            }
             Some(child) => {
+                drop((files, theirs));
+                let pid = child.pid;
                 self.present(&child);
                 self.adopt(0, child);
+                if let Some(ours) = ours {
+                    self.emulated = true;
+                    emulate::map_ids(&ours, pid)?;
+                }
             }
         }
         Ok(())
@@ -169,7 +184,7 @@ impl Monitor {
         let (Some(init), Some(group)) = (self.members.iter().find(|m| m.number == 0), &self.group) else {
             return Err(Failed::plain("the container has ended"));
         };
-        let pid = join::start(&process, number, files, init.pidfd.as_fd(), group, &self.daemon)?;
+        let pid = join::start(&process, number, files, join::Target { init: init.pidfd.as_fd(), emulated: self.emulated }, group, &self.daemon)?;
         let pid_handle = rustix::process::Pid::from_raw(pid).ok_or_else(|| Failed::plain("no process"))?;
         let pidfd = rustix::process::pidfd_open(pid_handle, rustix::process::PidfdFlags::empty()).tried(|| "watch the process")?;
         self.adopt(number, Child { pid, pidfd });

@@ -88,6 +88,13 @@ impl Launcher {
         oci: Option<link::Oci>,
     ) -> Result<Box<dyn Running>, SandboxError> {
         spec::check(&container, &process)?;
+        if let (Some(oci), Some(emulator)) = (&oci, &container.emulator) {
+            return Err(SandboxError::Invalid(format!(
+                "{} cannot use {}: register emulators with the kernel (apt-get install qemu-user-static binfmt-support), or use the built-in sandbox",
+                oci.binary.display(),
+                emulator.program.display()
+            )));
+        }
         let hosts = self.names.hosts(&container)?;
         let resolv = self.names.resolv(container.network)?;
         let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, oci);

@@ -77,6 +77,7 @@ pub(super) fn describe(
         resources: container.resources,
         recursive_stubs: container.recursive_stubs,
         host_proc: settings.host_proc,
+        emulator: container.emulator,
         process: process_spec(process, insecure),
         oci,
     };

@@ -1,0 +1,71 @@
+//! An emulator for one container: a user namespace around the process, with the ids of the one that we are in, and a binfmt_misc of its own
+//! with one registration. See [`crate::emulation`].
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use super::path::{open_dir, open_in};
+use super::{Failed, Outcome, Try as _, root};
+use crate::emulation::Emulator;
+use crate::{link, sys};
+
+/// Where the kernel shows what is registered.
+const PLACE: &str = "/proc/sys/fs/binfmt_misc";
+
+/// The monitor's part: who stands outside of the new namespace must map its ids. `peer` is the other end of the container's socket.
+pub(super) fn map_ids(peer: &OwnedFd, pid: i32) -> Outcome<()> {
+    let mut buffer = Vec::new();
+    // Without a word the container has failed before, and reports that itself.
+    let Ok(Some(((), _))) = link::receive::<()>(peer, &mut buffer) else { return Ok(()) };
+    let write = |name: &str| {
+        let same: String = fs::read_to_string(format!("/proc/self/{name}"))?
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .filter(|fields| fields.len() == 3)
+            .map(|fields| format!("{} {} {}\n", fields[0], fields[0], fields[2]))
+            .collect();
+        fs::write(format!("/proc/{pid}/{name}"), same)
+    };
+    write("uid_map").and_then(|()| write("gid_map")).tried(|| "map ids for an emulator")?;
+    link::send(peer, &(), &[]).tried(|| "tell of the mapped ids")
+}
+
+/// The container's part, once it stands in its root. `program` is the emulator, opened on the host.
+pub(super) fn install(emulator: &Emulator, program: &OwnedFd, monitor: &OwnedFd) -> Outcome<()> {
+    sys::new_user_namespace().tried(|| "create a user namespace for an emulator")?;
+    link::send(monitor, &(), &[]).tried(|| "ask for mapped ids")?;
+    let answer = link::receive::<()>(monitor, &mut Vec::new()).tried(|| "wait for mapped ids")?;
+    if answer.is_none() {
+        return Err(Failed::plain("failed to map ids for an emulator"));
+    }
+    let files = mount().map_err(|errno| {
+        let why = match errno {
+            Errno::PERM => ": the kernel must be 6.7 or newer; with an older one register emulators with: apt-get install qemu-user-static binfmt-support",
+            Errno::NODEV => ": the kernel has no binfmt_misc: modprobe binfmt_misc",
+            _ => "",
+        };
+        let mut failed = Failed::new("mount binfmt_misc for an emulator", errno);
+        failed.message += why;
+        failed
+    })?;
+    let action = || format!("register {}", emulator.program.display());
+    let line = emulator.registration(&format!("/proc/self/fd/{}", program.as_raw_fd()));
+    let line = line.ok_or_else(|| Failed::plain(format!("no emulator is known for {}", emulator.architecture)))?;
+    let register = rustix::fs::openat(&files, "register", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).tried(action)?;
+    rustix::io::write(&register, line.as_bytes()).tried(action)?;
+    // It holds as long as it is mounted.
+    let top = open_dir(std::path::Path::new("/")).tried(action)?;
+    let place = open_in(top.as_fd(), PLACE, OFlags::PATH | OFlags::DIRECTORY).tried(|| format!("open {PLACE}"))?;
+    sys::set_mount_attributes(files.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), false).tried(action)?;
+    root::put(&files, &place).tried(|| format!("mount {PLACE}"))
+}
+
+fn mount() -> Result<OwnedFd, Errno> {
+    let context = rustix::mount::fsopen("binfmt_misc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let hidden = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, hidden)
+}
