@@ -13,8 +13,8 @@ pub fn install(packages: &[&str]) -> Outcome {
     run(command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
 }
 
-/// Unpacks one package of the suite `sid` below `into`, with lists and cache of its own: the system's stay as they are.
-pub fn unpack_from_sid(package: &str, into: &Path) -> Outcome {
+/// Unpacks one package of the suite `sid`, for any architecture, below `into`, with lists and cache of its own: the system's stay as they are.
+pub fn unpack_from_sid(package: &str, architecture: &str, into: &Path) -> Outcome {
     let apt = into.join("apt");
     for dir in ["lists/partial", "cache/archives/partial", "debs"] {
         fs::create_dir_all(apt.join(dir))?;
@@ -31,15 +31,25 @@ pub fn unpack_from_sid(package: &str, into: &Path) -> Outcome {
         option("Dir::State::status", path("status")),
         option("Dir::Cache", path("cache")),
         option("APT::Sandbox::User", "root".into()),
+        option("APT::Architectures", architecture.into()),
     ]
     .concat();
     run(Command::new("apt-get").args(&options).args(["update", "-qq"]))?;
-    run(Command::new("apt-get").args(&options).args(["download", "-qq", package]).current_dir(apt.join("debs")))?;
+    run(Command::new("apt-get")
+        .args(&options)
+        .args(["download", "-qq", &format!("{package}:{architecture}")])
+        .current_dir(apt.join("debs")))?;
     for deb in fs::read_dir(apt.join("debs"))? {
         run(Command::new("dpkg").arg("-x").arg(deb?.path()).arg(into))?;
     }
     fs::remove_dir_all(apt)?;
     Ok(())
+}
+
+/// This machine's architecture, as Debian names it.
+pub fn own_architecture() -> Result<String, Box<dyn std::error::Error>> {
+    let output = Command::new("dpkg").arg("--print-architecture").output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// The mirror that this machine's apt takes Debian's main archive from.

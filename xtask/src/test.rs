@@ -6,11 +6,12 @@ use std::process::Command;
 use crate::{Outcome, debian, run};
 
 /// (program, Debian package)
-const COMPONENTS: [(&str, &str); 8] = [
+const COMPONENTS: [(&str, &str); 9] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
     ("newuidmap", "uidmap"),
+    ("qemu-aarch64-static", "qemu-user-static"),
     ("docker-registry", "docker-registry"),
     ("ssh-agent", "openssh-client"),
     ("git", "git"),
@@ -22,12 +23,12 @@ const BUILDX: &str = "usr/libexec/docker/cli-plugins/docker-buildx";
 
 pub fn all_rings(root: &Path, filter: &[String]) -> Outcome {
     install()?;
-    let buildx = buildx(root)?;
+    let (buildx, foreign) = (buildx(root)?, foreign_busybox(root)?);
     run(Command::new("cargo").args(["build", "--locked", "-p", "kiln"]).current_dir(root))?;
     let runner: &[&str] = if found("cargo-nextest") { &["nextest", "run"] } else { &["test"] };
     let mut command = Command::new("cargo");
     command.current_dir(root).args(runner).args(["--workspace", "--locked", "--no-fail-fast"]).args(filter);
-    run(command.env("KILN_TEST_BUILDX", buildx))
+    run(command.env("KILN_TEST_BUILDX", buildx).env("KILN_TEST_ARM64_BUSYBOX", foreign))
 }
 
 fn install() -> Outcome {
@@ -52,9 +53,21 @@ fn buildx(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let unpacked = tools.join(BUILDX);
     if !unpacked.is_file() {
         std::fs::create_dir_all(&tools)?;
-        debian::unpack_from_sid("docker-buildx", &tools.canonicalize()?)?;
+        debian::unpack_from_sid("docker-buildx", &debian::own_architecture()?, &tools.canonicalize()?)?;
     }
     Ok(unpacked.canonicalize()?)
+}
+
+/// Debian's static busybox for arm64, unpacked below the target directory: what emulators are tried with.
+fn foreign_busybox(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let tools = target.join("test-tools/arm64");
+    let find = || ["usr/bin/busybox", "bin/busybox"].map(|path| tools.join(path)).into_iter().find(|path| path.is_file());
+    if find().is_none() {
+        std::fs::create_dir_all(&tools)?;
+        debian::unpack_from_sid("busybox-static", "arm64", &tools.canonicalize()?)?;
+    }
+    Ok(find().ok_or("the package busybox-static has no busybox")?.canonicalize()?)
 }
 
 fn found(program: &str) -> bool {

@@ -13,7 +13,7 @@ use snapshot::{Editor, View};
 use sources::Sources;
 
 use crate::pins::Pins;
-use crate::platforms;
+use crate::platforms::Platforms;
 use crate::remains::Remains;
 
 /// What steps run with.
@@ -23,6 +23,7 @@ pub struct Steps {
     pub exec: Arc<Exec>,
     pub host: Platform,
     pub pins: Pins,
+    pub platforms: Arc<Platforms>,
 }
 
 impl Steps {
@@ -123,12 +124,17 @@ impl Steps {
             }
             Op::Exec(op) => {
                 realize(&inputs, context).await?;
+                // It is tried in any case: images of one platform are often used for another.
+                let (emulator, hint) = match self.platforms.emulator(&self.platform(vertex)) {
+                    Ok(emulator) => (emulator, None),
+                    Err(hint) => (None, Some(hint)),
+                };
                 let Context { cancel, reporter, sessions, .. } = context;
-                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel };
+                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel, emulator };
                 self.exec.run(request).await.map_err(|failure| {
                     let fault = failure.fault;
-                    let fault = match self.foreign_platform(vertex) {
-                        Some(hint) if fault.kind() != Kind::Canceled => fault.context(hint),
+                    let fault = match hint {
+                        Some(hint) if fault.kind() != Kind::Canceled => fault.context(hint.to_string()),
                         _ => fault,
                     };
                     Remains::of_exec(vertex, Failure { fault, left: failure.left })
@@ -153,20 +159,6 @@ impl Steps {
             }
         }
         outcome
-    }
-
-    /// What may help where a step failed whose platform this machine cannot run. It is tried first: images of one platform are often used for another.
-    fn foreign_platform(&self, vertex: &Vertex) -> Option<String> {
-        let wanted = self.platform(vertex);
-        let known = platforms::detect();
-        if known.iter().any(|p| p.os == wanted.os && p.architecture == wanted.architecture) {
-            return None;
-        }
-        let known: Vec<String> = known.iter().map(ToString::to_string).collect();
-        Some(format!(
-            "no support for running processes with {wanted} platform, supported: {}; install an emulator with: apt-get install qemu-user-static binfmt-support",
-            known.join(", ")
-        ))
     }
 
     async fn run_file(

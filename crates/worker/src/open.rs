@@ -18,7 +18,7 @@ use sources::{GitSettings, Sources};
 use crate::background::Background;
 use crate::execute::Steps;
 use crate::pins::Pins;
-use crate::platforms;
+use crate::platforms::Platforms;
 
 /// What runs the processes of steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Settings {
     pub platforms: Vec<Platform>,
     /// How long a scan for platforms is good.
     pub platforms_max_age: Duration,
+    /// Directories with user-mode emulators.
+    pub emulators: Vec<PathBuf>,
     pub parallelism: Option<usize>,
     pub log_limits: LogLimits,
     pub hostname: String,
@@ -71,6 +73,7 @@ pub struct Worker {
     labels: BTreeMap<String, String>,
     platforms: Mutex<(Instant, Vec<Platform>)>,
     platforms_max_age: Duration,
+    runs: Arc<Platforms>,
     layers: Layers,
     content: content::Store,
     pub(crate) sources: Sources,
@@ -107,12 +110,20 @@ impl Worker {
             Runtime::Builtin => Arc::new(sandbox::Builtin::new(settings.sandbox)?),
             Runtime::Oci(binary) => Arc::new(sandbox::OciRuntime::new(binary.clone(), settings.sandbox)?),
         };
-        let found = if settings.platforms.is_empty() { platforms::detect() } else { settings.platforms };
+        let runs = Arc::new(Platforms::new(settings.emulators, settings.runtime == Runtime::Builtin));
+        runs.verify_in_background(root.join("sandbox"));
+        let found = if settings.platforms.is_empty() { runs.detect() } else { settings.platforms };
         let exec = Exec { layers: layers.clone(), runtime, log_limits: settings.log_limits, sockets: root.join("sockets") };
         let exec = Arc::new(exec);
         let pins = Pins::default();
-        let steps =
-            Steps { layers: layers.clone(), sources: sources.clone(), exec: exec.clone(), host: Platform::host(), pins: pins.clone() };
+        let steps = Steps {
+            layers: layers.clone(),
+            sources: sources.clone(),
+            exec: exec.clone(),
+            host: Platform::host(),
+            pins: pins.clone(),
+            platforms: runs.clone(),
+        };
         let index = Index::new(db.clone());
         layers.set_ceiling(settings.ceiling);
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
@@ -120,6 +131,7 @@ impl Worker {
             labels: labels(settings.labels, snapshotter, settings.hostname),
             platforms: Mutex::new((Instant::now(), found)),
             platforms_max_age: settings.platforms_max_age,
+            runs,
             id,
             _background: Background::start(layers.clone(), index.clone(), settings.gc_rules.clone()),
             gc_rules: settings.gc_rules,
@@ -189,11 +201,16 @@ impl Worker {
         &self.exec
     }
 
+    /// What a container of that platform must be given to run its programs.
+    pub fn emulator(&self, platform: &Platform) -> fault::Result<Option<sandbox::Emulator>> {
+        self.runs.emulator(&platform.clone().normalized())
+    }
+
     /// With `rescan`, platforms that became executable since are added; none ever leaves.
     pub fn facts(&self, rescan: bool) -> Facts {
         let mut known = self.platforms.lock().expect("no holder of this lock panics");
         if rescan && known.0.elapsed() >= self.platforms_max_age {
-            for platform in platforms::detect() {
+            for platform in self.runs.detect() {
                 if !known.1.contains(&platform) {
                     known.1.push(platform);
                 }

@@ -1,45 +1,149 @@
-//! Which platforms a worker runs: the machine's own, and those that the kernel has an interpreter for.
+//! Which platforms a worker runs: the machine's own, and those that an emulator is at hand for, registered with the kernel or not.
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
+use fault::{Fault, Kind, Result};
 use oci::Platform;
+use sandbox::{Emulator, emulation};
 
-/// binfmt_misc entries by the name that qemu's packages register, and the platforms they stand for.
-const EMULATED: [(&str, &str); 10] = [
-    ("qemu-x86_64", "linux/amd64"),
-    ("qemu-aarch64", "linux/arm64"),
-    ("qemu-riscv64", "linux/riscv64"),
-    ("qemu-ppc64le", "linux/ppc64le"),
-    ("qemu-s390x", "linux/s390x"),
-    ("qemu-i386", "linux/386"),
-    ("qemu-mips64el", "linux/mips64le"),
-    ("qemu-mips64", "linux/mips64"),
-    ("qemu-loongarch64", "linux/loong64"),
-    ("qemu-arm", "linux/arm/v7"),
+/// What emulators may stand in for, in the order in which it is told.
+const EMULATED: [&str; 10] = [
+    "linux/amd64",
+    "linux/arm64",
+    "linux/riscv64",
+    "linux/ppc64le",
+    "linux/s390x",
+    "linux/386",
+    "linux/mips64le",
+    "linux/mips64",
+    "linux/loong64",
+    "linux/arm/v7",
 ];
+const REGISTERED: &str = "/proc/sys/fs/binfmt_misc";
 
-/// The native platform first, then its lesser variants, then emulated ones.
-pub fn detect() -> Vec<Platform> {
-    detect_in(Path::new("/proc/sys/fs/binfmt_misc"), Platform::host(), amd64_level())
+/// What runs the programs of a platform.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Runner {
+    Machine,
+    /// An emulator that the kernel knows of, and has open for containers too.
+    Registered,
+    /// An emulator that each container must be given.
+    Own(Emulator),
 }
 
-fn detect_in(binfmt: &Path, host: Platform, amd64_level: u8) -> Vec<Platform> {
-    let mut found = vec![host.clone()];
-    if host.architecture == "amd64" {
-        found.extend((2..=amd64_level).map(|level| Platform::new("linux", "amd64", &format!("v{level}"))));
-        found.push(Platform::new("linux", "386", ""));
+/// What this machine can run.
+#[derive(Debug)]
+pub struct Platforms {
+    host: Platform,
+    amd64_level: u8,
+    binfmt: PathBuf,
+    /// Where emulators may lie; empty where containers cannot be given one.
+    dirs: Vec<PathBuf>,
+    /// Architectures whose emulator did not pass [`Platforms::verify`].
+    broken: Mutex<BTreeSet<String>>,
+}
+
+impl Platforms {
+    /// `dirs` are searched for emulators, if a container can be given one.
+    pub fn new(dirs: Vec<PathBuf>, own_emulators: bool) -> Self {
+        let dirs = if own_emulators && emulation::supported() { dirs } else { Vec::new() };
+        Self { host: Platform::host(), amd64_level: amd64_level(), binfmt: REGISTERED.into(), dirs, broken: Mutex::default() }
     }
-    for (entry, platform) in EMULATED {
-        let enabled = fs::read_to_string(binfmt.join(entry)).is_ok_and(|text| text.starts_with("enabled"));
-        let platform: Platform = platform.parse().expect("the table holds platforms");
-        if enabled && !found.contains(&platform) {
-            found.push(platform.clone());
-            if platform.architecture == "arm" {
+
+    /// The native platform first, then its lesser variants, then emulated ones.
+    pub fn detect(&self) -> Vec<Platform> {
+        let mut found = vec![self.host.clone()];
+        if self.host.architecture == "amd64" {
+            found.extend((2..=self.amd64_level).map(|level| Platform::new("linux", "amd64", &format!("v{level}"))));
+            found.push(Platform::new("linux", "386", ""));
+        }
+        for platform in EMULATED {
+            let platform: Platform = platform.parse().expect("the table holds platforms");
+            if found.contains(&platform) || self.runner(&platform.architecture).is_none() {
+                continue;
+            }
+            let is_arm = platform.architecture == "arm";
+            found.push(platform);
+            if is_arm {
                 found.push(Platform::new("linux", "arm", "v6"));
             }
         }
+        found
     }
-    found
+
+    /// What a container of that platform must be given. A platform that this machine cannot run is refused, with what would help.
+    pub fn emulator(&self, wanted: &Platform) -> Result<Option<Emulator>> {
+        let runner = if wanted.os == self.host.os { self.runner(&wanted.architecture) } else { None };
+        match runner {
+            Some(Runner::Machine | Runner::Registered) => Ok(None),
+            Some(Runner::Own(emulator)) => Ok(Some(emulator)),
+            None => {
+                let known: Vec<String> = self.detect().iter().map(ToString::to_string).collect();
+                let help = if emulation::supported() { "qemu-user-static" } else { "qemu-user-static binfmt-support" };
+                Err(Fault::new(
+                    Kind::Precondition,
+                    format!(
+                        "no support for running processes with {wanted} platform, supported: {}; install an emulator with: apt-get install {help}",
+                        known.join(", ")
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// [`Platforms::verify`], beside what else the daemon does.
+    pub fn verify_in_background(self: &Arc<Self>, scratch: PathBuf) {
+        let platforms = self.clone();
+        task::spawn("verify emulators", async move {
+            let verified = task::blocking(move || {
+                platforms.verify(&scratch);
+                Ok::<_, Fault>(())
+            });
+            if let Err(error) = verified.await {
+                tracing::warn!(%error, "emulators could not be tried");
+            }
+        });
+    }
+
+    /// Has every emulator run a tiny program, put into `scratch`. One that fails is not used, and named in the log.
+    pub fn verify(&self, scratch: &Path) {
+        for platform in EMULATED {
+            let platform: Platform = platform.parse().expect("the table holds platforms");
+            let architecture = &platform.architecture;
+            let (works, program) = match self.runner(architecture) {
+                Some(Runner::Registered) => (emulation::kernel_runs(architecture, scratch), "the registered emulator".to_owned()),
+                Some(Runner::Own(emulator)) => (emulator.works(scratch), emulator.program.display().to_string()),
+                Some(Runner::Machine) | None => continue,
+            };
+            if !works {
+                tracing::warn!(%platform, "{program} does not run programs of that platform, and is not used");
+                self.broken.lock().expect("no holder of this lock panics").insert(architecture.clone());
+            }
+        }
+    }
+
+    fn runner(&self, architecture: &str) -> Option<Runner> {
+        if architecture == self.host.architecture || (architecture == "386" && self.host.architecture == "amd64") {
+            return Some(Runner::Machine);
+        }
+        if self.broken.lock().expect("no holder of this lock panics").contains(architecture) {
+            return None;
+        }
+        if self.is_registered(architecture) {
+            return Some(Runner::Registered);
+        }
+        Emulator::find(architecture, &self.dirs).map(Runner::Own)
+    }
+
+    /// Only with flag F has the kernel the emulator open; without, it would look for it in the container.
+    fn is_registered(&self, architecture: &str) -> bool {
+        let entry = emulation::registered_name(architecture).map(|name| self.binfmt.join(name));
+        let text = entry.and_then(|entry| fs::read_to_string(entry).ok()).unwrap_or_default();
+        let open = text.lines().filter_map(|line| line.strip_prefix("flags:")).any(|flags| flags.contains('F'));
+        text.starts_with("enabled") && open
+    }
 }
 
 /// Microarchitecture levels of x86-64 as the psABI defines them, by the kernel's feature names.
@@ -60,14 +164,41 @@ fn amd64_level() -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    fn platforms(binfmt: &Path, dirs: Vec<PathBuf>) -> Platforms {
+        let host = Platform::new("linux", "amd64", "");
+        Platforms { host, amd64_level: 2, binfmt: binfmt.to_owned(), dirs, broken: Mutex::default() }
+    }
 
     #[test]
     fn registered_interpreters_add_platforms() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("qemu-aarch64"), "enabled\ninterpreter /usr/bin/qemu\n").unwrap();
-        fs::write(dir.path().join("qemu-s390x"), "disabled\n").unwrap();
-        let found: Vec<String> = detect_in(dir.path(), Platform::new("linux", "amd64", ""), 2).iter().map(ToString::to_string).collect();
+        fs::write(dir.path().join("qemu-aarch64"), "enabled\ninterpreter /usr/bin/qemu\nflags: OCF\n").unwrap();
+        fs::write(dir.path().join("qemu-riscv64"), "enabled\ninterpreter /usr/bin/qemu\nflags: \n").unwrap();
+        fs::write(dir.path().join("qemu-s390x"), "disabled\nflags: F\n").unwrap();
+        let platforms = platforms(dir.path(), Vec::new());
+        let found: Vec<String> = platforms.detect().iter().map(ToString::to_string).collect();
         assert_eq!(found, ["linux/amd64", "linux/amd64/v2", "linux/386", "linux/arm64"]);
+        assert_eq!(platforms.emulator(&Platform::new("linux", "arm64", "")).unwrap(), None);
+        let refused = platforms.emulator(&Platform::new("linux", "s390x", "")).unwrap_err().to_string();
+        assert!(refused.contains("linux/s390x platform") && refused.contains("qemu-user-static"), "{refused}");
+    }
+
+    #[test]
+    fn an_emulator_that_does_not_work_is_not_used() {
+        let (binfmt, dir, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let program = dir.path().join("qemu-aarch64-static");
+        // Static, but it knows nothing of emulation.
+        fs::copy("/bin/busybox", &program).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let platforms = platforms(binfmt.path(), vec![dir.path().to_owned()]);
+        let arm64 = Platform::new("linux", "arm64", "");
+        assert_eq!(platforms.emulator(&arm64).unwrap().map(|e| e.program), Some(program.canonicalize().unwrap()));
+        platforms.verify(scratch.path());
+        assert!(platforms.emulator(&arm64).is_err());
+        assert!(!platforms.detect().contains(&arm64));
     }
 }

@@ -66,6 +66,8 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         host_proc: config.host_proc,
         ..sandbox::Settings::new(config.root.join("sandbox"))
     };
+    let mut emulators: Vec<_> = std::env::split_paths(&config.program_path).collect();
+    emulators.extend(std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned())));
     let worker = Worker::open(worker::Settings {
         root: config.root,
         backend: config.snapshotter,
@@ -75,6 +77,7 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         labels: config.labels,
         platforms: config.platforms,
         platforms_max_age: config.platforms_max_age,
+        emulators,
         parallelism: config.parallelism,
         log_limits: config.log_limits,
         gc_rules: config.gc_rules,

@@ -39,6 +39,8 @@ pub struct Request<'a> {
     pub sessions: &'a Group,
     pub reporter: &'a Reporter,
     pub cancel: &'a Cancel,
+    /// For programs that the kernel alone cannot run.
+    pub emulator: Option<sandbox::Emulator>,
 }
 
 impl Exec {
@@ -84,6 +86,7 @@ impl Exec {
             cgroup_parent: op.meta.cgroup_parent.clone(),
             security: security(op.security),
             recursive_stubs: op.meta.remove_mount_stubs_recursive,
+            emulator: request.emulator.clone(),
             ..Container::new(container_id(&vertex.digest.hex()[..16]), prepared.root())
         };
         let process = process(&op.meta, variables(&op.meta, &op.secret_env, &[UNIX_PATH], sessions).await?, false);

@@ -35,8 +35,17 @@ struct Monitor {
 pub(crate) fn run(daemon: OwnedFd, cgroups: Cgroups) -> ! {
     // So that `ps` tells it from the zygote.
     let _ = rustix::thread::set_name(c"kiln-monitor");
-    let mut monitor =
-        Monitor { daemon, cgroups, group: None, members: Vec::new(), insecure: false, emulated: false, init: None, runtime: None, orphans: None };
+    let mut monitor = Monitor {
+        daemon,
+        cgroups,
+        group: None,
+        members: Vec::new(),
+        insecure: false,
+        emulated: false,
+        init: None,
+        runtime: None,
+        orphans: None,
+    };
     let status = match monitor.serve() {
         Ok(()) => 0,
         Err(error) => {
@@ -184,7 +193,8 @@ impl Monitor {
         let (Some(init), Some(group)) = (self.members.iter().find(|m| m.number == 0), &self.group) else {
             return Err(Failed::plain("the container has ended"));
         };
-        let pid = join::start(&process, number, files, join::Target { init: init.pidfd.as_fd(), emulated: self.emulated }, group, &self.daemon)?;
+        let pid =
+            join::start(&process, number, files, join::Target { init: init.pidfd.as_fd(), emulated: self.emulated }, group, &self.daemon)?;
         let pid_handle = rustix::process::Pid::from_raw(pid).ok_or_else(|| Failed::plain("no process"))?;
         let pidfd = rustix::process::pidfd_open(pid_handle, rustix::process::PidfdFlags::empty()).tried(|| "watch the process")?;
         self.adopt(number, Child { pid, pidfd });
