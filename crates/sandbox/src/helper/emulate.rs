@@ -56,6 +56,8 @@ pub(super) fn install(emulator: &Emulator, program: &OwnedFd, monitor: &OwnedFd)
     let line = line.ok_or_else(|| Failed::plain(format!("no emulator is known for {}", emulator.architecture)))?;
     let register = rustix::fs::openat(&files, "register", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).tried(action)?;
     rustix::io::write(&register, line.as_bytes()).tried(action)?;
+    // Open for writing it would keep the mount from becoming read-only.
+    drop(register);
     // It holds as long as it is mounted.
     let top = open_dir(std::path::Path::new("/")).tried(action)?;
     let place = open_in(top.as_fd(), PLACE, OFlags::PATH | OFlags::DIRECTORY).tried(|| format!("open {PLACE}"))?;
