@@ -293,9 +293,8 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             let id = known.unwrap_or_else(|| Key::mint(digest, edge.output, &inputs));
             vec![Key::derived(id, digest, edge.output, inputs, vertex.export, true)]
         };
-        // What was forced to run, and what was built on it without a look at its content, must not lead users to their old results.
-        let is_forced = |i: usize| self.edges[&vertex.inputs[i]].keys.is_empty() && vertex.inspections[i].content.is_none();
-        let may_lead = !vertex.ignore_cache && !(0..vertex.inputs.len()).any(is_forced);
+        // What was forced to run must not lead its users to their old results; theirs lead on, as with BuildKit.
+        let may_lead = !vertex.ignore_cache;
         for key in keys {
             if !key.volatile {
                 self.persist(&key);

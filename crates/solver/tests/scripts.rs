@@ -154,6 +154,18 @@ fn ignoring_the_cache_runs_that_vertex_only() {
     assert!(build(&store, &graph).ran.is_empty(), "and is what the next build finds");
 }
 
+/// As BuildKit v0.32 does, seen with a chain of file ops.
+#[test]
+fn what_is_made_on_a_forced_vertex_runs_too_and_leads_to_old_results() {
+    let store = MemoryStore::default();
+    let mut graph = [node("a", &[]), node("b", &[0]), node("c", &[1]), node("d", &[2])];
+    build(&store, &graph);
+    graph[0].0.ignore_cache = true;
+    let second = build(&store, &graph);
+    assert_eq!(second.ran, ["a", "b"]);
+    assert_eq!(second.loaded.last().unwrap(), "d");
+}
+
 #[test]
 fn keys_without_results() {
     let store = MemoryStore::default();
