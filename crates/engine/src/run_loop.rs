@@ -187,7 +187,7 @@ impl Loop {
             if !held.fan.has(job) {
                 held.fan.join(job, sink.clone(), held.vertex.digest.clone());
             }
-            patron.sessions.all().into_iter().for_each(|session| held.sessions.add(session));
+            held.sessions.join(&patron.sessions);
         }
         self.jobs.insert(job, patron);
     }
@@ -231,15 +231,18 @@ impl Loop {
     }
 
     fn leave(&mut self, job: JobId) {
+<<<<<<< HEAD
         self.witnesses.remove(&job);
         let gone = self.jobs.remove(&job).map_or_else(Vec::new, |patron| patron.sessions.all());
+=======
+        let gone = self.jobs.remove(&job).map(|patron| patron.sessions.clone()).unwrap_or_default();
+>>>>>>> 0f88fd0 (Source policies (static rules, the client's verifier), sessions that a source names, HOME from the container's accounts, a corpus of Dockerfiles with results taken from BuildKit's daemon)
         for id in self.solver.held_by(job) {
             let Some(held) = self.vertices.get(&id) else { continue };
             held.fan.leave(job);
             let others = self.solver.jobs_of(id).filter_map(|other| self.jobs.get(&other));
-            let kept: Vec<_> = others.flat_map(|patron| patron.sessions.all()).collect();
-            let is_kept = |id: &str| kept.iter().any(|s| s.id() == id);
-            gone.iter().filter(|s| !is_kept(s.id())).for_each(|s| held.sessions.remove(s.id()));
+            let staying: Vec<Group> = others.map(|patron| patron.sessions.clone()).collect();
+            held.sessions.part(&gone, &staying);
         }
         self.loads.retain(|_, (owner, ..)| *owner != job);
         self.apply(Event::Leave(job));

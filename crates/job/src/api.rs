@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use fault::Result;
+use frontend::{ResolveRequest, SourceMeta};
+use llb::SourceOp;
 use llb::policy::Policy;
 use oci::{Digest, Platform};
 use serde::{Deserialize, Serialize};
@@ -67,6 +69,29 @@ pub trait Sessions: Send + Sync {
     /// The session with this id (a `prefix:` is ignored), waiting a few seconds for it to appear: clients open their session and start their build side
     /// by side. `NotFound` with `no active session for X: …` after that.
     async fn get(&self, id: &str) -> Result<Arc<dyn Session>>;
+
+    /// The source policy that the session with this id speaks for; found like [`Sessions::get`] finds sessions.
+    async fn verifier(&self, id: &str) -> Result<Arc<dyn Verifier>>;
+}
+
+/// A client's own judgement of sources.
+#[async_trait]
+pub trait Verifier: Send + Sync {
+    /// `meta` is what is known of the source so far; at first nothing but the op.
+    async fn check(&self, platform: Option<&Platform>, meta: &SourceMeta) -> Result<Verdict>;
+}
+
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    Allow,
+    /// `action` is what the client called it.
+    Deny {
+        action: String,
+        messages: Vec<String>,
+    },
+    Convert(SourceOp),
+    /// More must be known of the source first.
+    Resolve(Box<ResolveRequest>),
 }
 
 /// One build, as its client wants it. Legacy fields of the wire are already folded into the current ones.

@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fault::{Fault, Result};
-use frontend::bridge::{Build as Facts, CacheImport, WorkerPlatforms};
+use fault::{Context as _, Fault, Result};
+use frontend::bridge::{Build as Facts, WorkerPlatforms};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
 use llb::Graph;
 use oci::{Platform, Reference};
@@ -38,12 +38,13 @@ impl BuildBridge {
         Self { build, facts, inputs, scope }
     }
 
-    async fn solve_graph(&self, graph: Arc<Graph>, imports: &[CacheImport], evaluate: bool) -> Result<Outcome> {
+    async fn solve_graph(&self, graph: Arc<Graph>, request: &SolveRequest) -> Result<Outcome> {
         if graph.result.is_none() {
             return Ok(Outcome::single(None));
         }
-        let reference = BuildRef::new(self.build.clone(), graph, self.build.import(imports))?;
-        if evaluate {
+        let policed = self.build.police_graph(graph.clone(), &request.source_policies).await?;
+        let reference = BuildRef::new(self.build.clone(), graph, policed, self.build.import(&request.cache_imports))?;
+        if request.evaluate {
             reference.layer().await?;
         }
         self.scope.solved(reference.traced().clone());
@@ -87,7 +88,7 @@ impl BuildBridge {
 /// `gateway.v0` that asks for the Dockerfile frontend's own image is served by the built-in one.
 fn builtin_name(request: &SolveRequest) -> &str {
     let source = request.frontend_opts.get("source").map_or("", String::as_str);
-    if request.frontend == "gateway.v0" && covers(source) { "dockerfile.v0" } else { &request.frontend }
+    if request.frontend == "gateway.v0" && (source == "dockerfile.v0" || covers(source)) { "dockerfile.v0" } else { &request.frontend }
 }
 
 #[async_trait]
@@ -99,22 +100,18 @@ impl Bridge for BuildBridge {
     async fn resolve_source(&self, request: ResolveRequest) -> Result<SourceMeta> {
         let build = &self.build;
         build.session().await?;
-        let name = if request.log_name.is_empty() { format!("resolve {}", request.op.identifier) } else { request.log_name.clone() };
-        let digest = build.vertex_digest(&name);
+        let policed = build.police(&request.op, request.platform.as_ref(), &request.source_policies).await;
+        let op = policed.context("could not resolve image due to policy")?;
         let platform = request.platform.clone();
-        let resolving = async |reporter| build.worker.resolve(request, &build.group, build.job.pins(), &reporter, &build.cancel).await;
-        let meta = build.in_vertex(digest, &name, resolving).await?;
+        let meta = build.resolve_pinned(ResolveRequest { op, source_policies: Vec::new(), ..request }).await?;
         self.saw(platform, &meta);
         Ok(meta)
     }
 
     async fn solve(&self, request: SolveRequest) -> Result<Outcome> {
         self.build.session().await?;
-        if !request.source_policies.is_empty() {
-            return Err(unsupported("a source policy on a single solve"));
-        }
         match &request.graph {
-            Some(graph) if request.frontend.is_empty() => self.solve_graph(graph.clone(), &request.cache_imports, request.evaluate).await,
+            Some(graph) if request.frontend.is_empty() => self.solve_graph(graph.clone(), &request).await,
             _ if request.frontend.is_empty() => Ok(Outcome::default()),
             _ => {
                 let evaluate = request.evaluate;
@@ -132,7 +129,10 @@ impl Bridge for BuildBridge {
     }
 
     async fn inputs(&self) -> Result<BTreeMap<String, Arc<Graph>>> {
-        Ok(self.inputs.clone())
+        match self.inputs.values().any(|graph| graph.result.is_none()) {
+            true => Err(Fault::invalid("invalid nil input definition to definition op")),
+            false => Ok(self.inputs.clone()),
+        }
     }
 
     async fn warn(&self, warning: Warning) -> Result<()> {

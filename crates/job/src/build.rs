@@ -261,6 +261,10 @@ impl Build {
         refs.get(reference.id()).and_then(Weak::upgrade).map(|known| known.traced().clone())
     }
 
+    pub(crate) fn sessions(&self) -> &Arc<dyn Sessions> {
+        &self.sessions
+    }
+
     pub(crate) fn granted(&self) -> &entitlement::Granted {
         &self.granted
     }

@@ -21,6 +21,7 @@ mod gateway;
 pub mod history;
 mod nested;
 mod platforms;
+mod policy;
 pub mod progress_hub;
 mod provenance;
 mod reference;

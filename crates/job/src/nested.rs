@@ -19,6 +19,8 @@ impl engine::Nested for Steps {
         if graph.result.is_none() {
             return Ok(None);
         }
-        BuildRef::new(build, Arc::new(graph), Vec::new())?.layer().await
+        let graph = Arc::new(graph);
+        let policed = build.police_graph(graph.clone(), &[]).await?;
+        BuildRef::new(build, graph, policed, Vec::new())?.layer().await
     }
 }

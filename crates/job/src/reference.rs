@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::Built;
-use fault::Result;
+use fault::{Context as _, Result};
 use frontend::Ref;
 use layers::Layer;
 use llb::Graph;
@@ -19,18 +19,20 @@ use crate::provenance::{Capture, Traced};
 pub struct BuildRef {
     build: Arc<Build>,
     traced: Arc<Traced>,
+    /// As it runs.
+    policed: Arc<Graph>,
     imports: Vec<Arc<Importing>>,
     built: OnceCell<Result<Built>>,
 }
 
 impl BuildRef {
-    /// Checks the graph and shows its vertices; runs nothing yet. The imports are looked into when it runs.
-    pub fn new(build: Arc<Build>, graph: Arc<Graph>, imports: Vec<Arc<Importing>>) -> Result<Arc<Self>> {
-        build.admit(&graph)?;
-        build.job.announce(&graph);
+    /// Checks the graph and shows its vertices; runs nothing yet. `policed` is what source policy made of `graph`. The imports are looked into when it runs.
+    pub fn new(build: Arc<Build>, graph: Arc<Graph>, policed: Arc<Graph>, imports: Vec<Arc<Importing>>) -> Result<Arc<Self>> {
+        build.admit(&policed).context("failed to load LLB")?;
+        build.job.announce(&policed);
         let id = format!("{}-{}", build.request.id, build.next_number());
         let traced = Arc::new(Traced { id, graph, capture: OnceLock::new() });
-        let reference = Arc::new(Self { build: build.clone(), traced, imports, built: OnceCell::new() });
+        let reference = Arc::new(Self { build: build.clone(), traced, policed, imports, built: OnceCell::new() });
         build.remember(&reference);
         Ok(reference)
     }
@@ -39,7 +41,7 @@ impl BuildRef {
     pub fn kept(build: Arc<Build>, id: &str, layer: Layer) -> Arc<Self> {
         let traced = Arc::new(Traced { id: id.to_owned(), graph: Arc::default(), capture: OnceLock::new() });
         let built = Built { layer: Some(layer), keys: Vec::new() };
-        Arc::new(Self { build, traced, imports: Vec::new(), built: OnceCell::new_with(Some(Ok(built))) })
+        Arc::new(Self { build, traced, policed: Arc::default(), imports: Vec::new(), built: OnceCell::new_with(Some(Ok(built))) })
     }
 
     /// What provenance is made of.
@@ -56,7 +58,7 @@ impl BuildRef {
     pub async fn result(&self) -> Result<Built> {
         let solve = async {
             let caches = caches::ready(&self.imports).await;
-            let graph = &self.traced.graph;
+            let graph = &self.policed;
             let built = self.build.job.load_with(graph.clone(), caches).result().await?;
             // Only who is first here gets to set it.
             let _ = self.traced.capture.set(Capture::of(graph, |vertex| self.build.worker.pin(vertex)));

@@ -249,35 +249,84 @@ pub trait ContentStore: Send + Sync {
 
 /// The sessions of all builds that want one piece of work. Builds may join while the work runs.
 #[derive(Clone, Default)]
-pub struct Group(Arc<std::sync::RwLock<Vec<Arc<dyn Session>>>>);
+pub struct Group(Arc<std::sync::RwLock<Circle>>);
+
+#[derive(Default)]
+struct Circle {
+    members: Vec<Arc<dyn Session>>,
+    /// Asked only by those who name them.
+    guests: Vec<Arc<dyn Session>>,
+}
 
 impl Group {
     pub fn new(sessions: impl IntoIterator<Item = Arc<dyn Session>>) -> Self {
-        Self(Arc::new(std::sync::RwLock::new(sessions.into_iter().collect())))
+        Self(Arc::new(std::sync::RwLock::new(Circle { members: sessions.into_iter().collect(), guests: Vec::new() })))
     }
 
     pub fn add(&self, session: Arc<dyn Session>) {
-        let mut all = self.0.write().expect("no holder of this lock panics");
-        if !all.iter().any(|s| s.id() == session.id()) {
-            all.push(session);
-        }
+        add(&mut self.write().members, session);
+    }
+
+    /// Lets in a session that is not one of the builds' own: [`Group::find`] finds it, nobody else asks it anything.
+    pub fn invite(&self, session: Arc<dyn Session>) {
+        add(&mut self.write().guests, session);
+    }
+
+    /// Adds everybody that `other` has now.
+    pub fn join(&self, other: &Group) {
+        let (members, guests) = other.everybody();
+        let mut circle = self.write();
+        members.into_iter().for_each(|session| add(&mut circle.members, session));
+        guests.into_iter().for_each(|session| add(&mut circle.guests, session));
+    }
+
+    /// Takes out everybody that `other` has and none of `staying` has.
+    pub fn part(&self, other: &Group, staying: &[Group]) {
+        let staying: Vec<_> = staying.iter().map(Group::everybody).collect();
+        let (members, guests) = other.everybody();
+        let mut circle = self.write();
+        let has = |all: &[Arc<dyn Session>], id: &str| all.iter().any(|s| s.id() == id);
+        circle.members.retain(|s| !has(&members, s.id()) || staying.iter().any(|(members, _)| has(members, s.id())));
+        circle.guests.retain(|s| !has(&guests, s.id()) || staying.iter().any(|(_, guests)| has(guests, s.id())));
     }
 
     pub fn remove(&self, id: &str) {
-        self.0.write().expect("no holder of this lock panics").retain(|s| s.id() != id);
+        let mut circle = self.write();
+        circle.members.retain(|s| s.id() != id);
+        circle.guests.retain(|s| s.id() != id);
     }
 
     pub fn all(&self) -> Vec<Arc<dyn Session>> {
-        self.0.read().expect("no holder of this lock panics").clone()
+        self.read().members.clone()
     }
 
-    /// The session with this id (a `prefix:` before the id is ignored).
+    /// The session with this id (a `prefix:` before the id is ignored), guests included.
     pub fn find(&self, id: &str) -> Option<Arc<dyn Session>> {
         let id = id.rsplit_once(':').map_or(id, |(_, id)| id);
-        self.all().into_iter().find(|s| s.id() == id)
+        let circle = self.read();
+        circle.members.iter().chain(&circle.guests).find(|s| s.id() == id).cloned()
     }
 
     pub fn first(&self) -> Result<Arc<dyn Session>> {
         self.all().into_iter().next().ok_or_else(|| Fault::new(Kind::NotFound, "no active sessions"))
+    }
+
+    fn everybody(&self) -> (Vec<Arc<dyn Session>>, Vec<Arc<dyn Session>>) {
+        let circle = self.read();
+        (circle.members.clone(), circle.guests.clone())
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Circle> {
+        self.0.read().expect("no holder of this lock panics")
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Circle> {
+        self.0.write().expect("no holder of this lock panics")
+    }
+}
+
+fn add(all: &mut Vec<Arc<dyn Session>>, session: Arc<dyn Session>) {
+    if !all.iter().any(|s| s.id() == session.id()) {
+        all.push(session);
     }
 }

@@ -25,6 +25,7 @@ pub use http::HttpMeta;
 pub use image::ImageConfig;
 pub use key::Key;
 pub use local::LocalError;
+pub use scheme::normal_identifier;
 pub use store::{Context, Sources};
 
 /// What fuzz targets call; see `docs/fuzzing.md`.

@@ -1,4 +1,5 @@
 use crate::error::SourceError;
+use crate::git;
 
 /// What kind of source an identifier names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,15 @@ pub(crate) fn split(identifier: &str) -> Result<(Scheme, &str), SourceError> {
         "git" => (Scheme::Git, rest),
         other => return Err(SourceError::Scheme { scheme: other.to_owned() }),
     })
+}
+
+/// The identifier that policies see: for git it is made of the URL that is really used.
+pub fn normal_identifier(op: &llb::SourceOp) -> String {
+    let normal = match split(&op.identifier) {
+        Ok((Scheme::Git, rest)) => git::Request::new(rest, &op.attrs).ok().map(|request| request.identifier()),
+        _ => None,
+    };
+    normal.unwrap_or_else(|| op.identifier.clone())
 }
 
 /// A number as Go's `strconv.ParseInt(text, 0, 64)` reads it: the prefix tells the base.

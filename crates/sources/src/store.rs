@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub images: Memo<Digest, image::Pinned>,
     pub downloads: Memo<Digest, http::Pin>,
     pub commits: Memo<Digest, git::Pin>,
+    /// What references were found to stand for, by session and by remote and reference.
+    pub references: Memo<(String, String), git::Found>,
     pub indexes: Memo<layers::LayerId, local::Index>,
 }
 
@@ -48,8 +50,9 @@ pub struct Context {
 
 impl Sources {
     pub fn new(layers: Layers, content: content::Store, registry: registry::Client, db: kv::Db, git: GitSettings) -> Self {
-        let (images, downloads, commits, indexes) = (Memo::new(256), Memo::new(256), Memo::new(256), Memo::new(8));
-        Self(Arc::new(Shared { layers, content, registry, db, git, images, downloads, commits, indexes }))
+        let (images, downloads, commits, references) = (Memo::new(256), Memo::new(256), Memo::new(256), Memo::new(256));
+        let indexes = Memo::new(8);
+        Self(Arc::new(Shared { layers, content, registry, db, git, images, downloads, commits, references, indexes }))
     }
 
     /// Pins the source and gives its key. Index 0 always asks anew what a name stands for; a further index is only asked for where

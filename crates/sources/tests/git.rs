@@ -193,6 +193,17 @@ async fn a_moved_branch_gives_what_was_pinned() {
 }
 
 #[tokio::test]
+async fn a_session_sees_one_commit() {
+    let remote = Remote::new();
+    let (place, same, other) = (Place::new(), context(&[Arc::new(Client::new("a"))]), context(&[Arc::new(Client::new("b"))]));
+    let before = place.key(&remote.vertex("#main", &[]), 0, &same).await.unwrap().pin;
+    remote.git(&["commit", "-q", "--allow-empty", "-m", "second"]);
+    remote.publish();
+    assert_eq!(place.key(&remote.vertex("#main:sub", &[]), 0, &same).await.unwrap().pin, before);
+    assert_ne!(place.key(&remote.vertex("#main:sub", &[]), 0, &other).await.unwrap().pin, before);
+}
+
+#[tokio::test]
 async fn checksums_are_held_to() {
     let remote = Remote::new();
     let (place, context) = (Place::new(), context(&[]));

@@ -14,3 +14,4 @@ mod resolve;
 
 pub use open::{Facts, Runtime, Settings, Worker};
 pub use remains::Remains;
+pub use sources::normal_identifier;

@@ -133,7 +133,7 @@ pub fn source_question(request: pb::ResolveSourceMetaRequest) -> Result<ResolveR
                 Ok(Algo::Sha256) => "sha256",
                 Ok(Algo::Sha384) => "sha384",
                 Ok(Algo::Sha512) => "sha512",
-                Err(_) => return Err(Status::invalid_argument(format!("unknown checksum algorithm {}", asked.algo))),
+                Err(_) => return Err(Status::invalid_argument(format!("unsupported checksum algorithm {}", asked.algo))),
             };
             Some(HttpChecksumRequest { algorithm: algorithm.into(), suffix: asked.suffix.into() })
         }

@@ -2,7 +2,7 @@
 //!
 //! On the control socket a call names its build in its metadata; on a frontend's pipe there is one build only. Either way a [`Drive`] holds what the
 //! driver may name later: results and containers.
-mod messages;
+pub(crate) mod messages;
 mod process;
 mod service;
 

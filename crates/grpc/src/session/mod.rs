@@ -6,6 +6,7 @@ mod health;
 mod streams;
 mod table;
 mod tunnel;
+mod verifier;
 mod wire_session;
 
 pub use table::Sessions;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fault::{Fault, Kind, Result};
+use job::Verifier;
 use job::board::{Board, Place};
 use session::Session;
 
@@ -31,6 +32,12 @@ impl Sessions {
         place
     }
 
+    async fn find(&self, id: &str) -> Result<Arc<WireSession>> {
+        let id = id.split_once(':').map(|(_, id)| id).filter(|id| !id.is_empty()).unwrap_or(id);
+        let missing = || Fault::new(Kind::NotFound, format!("no active session for {id}: context deadline exceeded"));
+        self.0.wait(id, WAIT).await.ok_or_else(missing)
+    }
+
     pub fn count(&self) -> usize {
         self.0.len()
     }
@@ -39,8 +46,10 @@ impl Sessions {
 #[async_trait]
 impl job::Sessions for Sessions {
     async fn get(&self, id: &str) -> Result<Arc<dyn Session>> {
-        let id = id.split_once(':').map(|(_, id)| id).filter(|id| !id.is_empty()).unwrap_or(id);
-        let missing = || Fault::new(Kind::NotFound, format!("no active session for {id}: context deadline exceeded"));
-        Ok(self.0.wait(id, WAIT).await.ok_or_else(missing)?)
+        self.find(id).await.map(|session| session as Arc<dyn Session>)
+    }
+
+    async fn verifier(&self, id: &str) -> Result<Arc<dyn Verifier>> {
+        self.find(id).await.map(|session| session as Arc<dyn Verifier>)
     }
 }

@@ -79,6 +79,14 @@ impl WireSession {
         }
     }
 
+    pub(super) async fn check_policy(
+        &self,
+        request: moby::buildkit::v1::sourcepolicy::policysession::CheckPolicyRequest,
+    ) -> Result<moby::buildkit::v1::sourcepolicy::policysession::CheckPolicyResponse> {
+        let mut client = client!(self, moby::buildkit::v1::sourcepolicy::policysession::policy_verifier_client, PolicyVerifierClient);
+        self.call(client.check_policy(request)).await
+    }
+
     /// A call that may wait for a person or a helper program, but not for ever.
     async fn auth<T>(&self, call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T> {
         let limited = async {

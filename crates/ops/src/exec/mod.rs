@@ -65,7 +65,14 @@ impl Exec {
         };
         let exit = match self.execute(&request, &mut prepared).await {
             Ok(exit) => exit,
-            Err(fault) => return Err(Failure { fault, left: Leftovers::of(inputs, prepared, Vec::new()) }),
+            Err(fault) => {
+                let process = quote(&op.meta.args.join(" "));
+                let fault = match fault.kind() {
+                    fault::Kind::Canceled => fault,
+                    _ => fault.context(format!("process {process} did not complete successfully")),
+                };
+                return Err(Failure { fault, left: Leftovers::of(inputs, prepared, Vec::new()) });
+            }
         };
         if !allowed(op, &exit) {
             let fault = ExitError { command: quote(&op.meta.args.join(" ")), code: exit.code, oom: exit.oom_killed }.into();

@@ -48,7 +48,12 @@ fn prepare(process: &SpecProcess, user: &User, streams: &Streams, ready: impl Fn
         let strings = list.iter().map(|s| CString::new(s.as_str()));
         strings.collect::<Result<Vec<_>, _>>().map_err(|_| Failed::plain(format!("a null byte in {what}")))
     };
-    let (args, env) = (strings(&process.args, "an argument")?, strings(&process.env, "the environment")?);
+    let mut env = process.env.clone();
+    if !env.iter().any(|entry| entry.strip_prefix("HOME=").is_some_and(|home| !home.is_empty())) {
+        env.retain(|entry| entry != "HOME=");
+        env.push(format!("HOME={}", user.home));
+    }
+    let (args, env) = (strings(&process.args, "an argument")?, strings(&env, "the environment")?);
     // Without no-new-privileges only a privileged process may install it, so it comes before privileges go.
     if !process.insecure && sys::filters_supported() {
         sys::install_filter(&seccomp::default_filter()).tried(|| "install the seccomp filter")?;

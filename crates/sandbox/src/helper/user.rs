@@ -14,22 +14,34 @@ pub(crate) struct User {
     pub gid: u32,
     /// Supplementary groups, the primary one first.
     pub groups: Vec<u32>,
+    /// For processes that are told nothing else; `/` for users without one.
+    pub home: String,
 }
 
 pub(crate) fn find(root: BorrowedFd<'_>, name: &str) -> Outcome<User> {
     let (name, unnamed) = if name.is_empty() { ("0", true) } else { (name, false) };
-    if let Some(user) = both_numeric(name) {
-        return Ok(user);
-    }
     let passwd = read_in(root, "/etc/passwd", MAX_FILE).unwrap_or_default();
-    let group = read_in(root, "/etc/group", MAX_FILE).unwrap_or_default();
-    match lookup(name, &passwd, &group) {
-        Err(_) if unnamed => Ok(with_primary(0, 0, Vec::new())),
-        outcome => outcome,
-    }
+    let user = match both_numeric(name) {
+        Some(user) => user,
+        None => {
+            let group = read_in(root, "/etc/group", MAX_FILE).unwrap_or_default();
+            match lookup(name, &passwd, &group) {
+                Err(_) if unnamed => with_primary(0, 0, Vec::new()),
+                outcome => outcome?,
+            }
+        }
+    };
+    Ok(User { home: home(user.uid, &passwd), ..user })
 }
 
-/// `uid:gid` needs no files and has no further groups. `root` counts as a number.
+/// Of the first account with that number.
+fn home(uid: u32, passwd: &[u8]) -> String {
+    let account = records(passwd).find(|fields| field_number(fields, 2) == i64::from(uid));
+    let home = account.and_then(|fields| fields.get(5).cloned()).unwrap_or_default();
+    if home.is_empty() { "/".to_owned() } else { home }
+}
+
+/// `uid:gid` is not looked up and has no further groups. `root` counts as a number.
 fn both_numeric(name: &str) -> Option<User> {
     let (uid, gid) = name.split_once(':')?;
     let id = |text: &str| if text == "root" { Some(0) } else { text.parse::<u32>().ok().filter(|_| !text.starts_with('+')) };
@@ -39,7 +51,7 @@ fn both_numeric(name: &str) -> Option<User> {
 fn with_primary(uid: u32, gid: u32, groups: Vec<u32>) -> User {
     let mut all = vec![gid];
     all.extend(groups.into_iter().filter(|group| *group != gid));
-    User { uid, gid, groups: all }
+    User { uid, gid, groups: all, home: String::new() }
 }
 
 fn lookup(name: &str, passwd: &[u8], group: &[u8]) -> Outcome<User> {
@@ -125,10 +137,17 @@ mod tests {
 
     #[test]
     fn two_numbers_need_no_files() {
-        assert_eq!(both_numeric("1000:7"), Some(User { uid: 1000, gid: 7, groups: vec![7] }));
-        assert_eq!(both_numeric("root:root"), Some(User { uid: 0, gid: 0, groups: vec![0] }));
+        assert_eq!(both_numeric("1000:7"), Some(User { uid: 1000, gid: 7, groups: vec![7], ..User::default() }));
+        assert_eq!(both_numeric("root:root"), Some(User { uid: 0, gid: 0, groups: vec![0], ..User::default() }));
         assert_eq!(both_numeric("bob:7"), None);
         assert_eq!(both_numeric("1000"), None);
+    }
+
+    #[test]
+    fn homes_go_by_number() {
+        let homes = [0, 101, 1000, 4242].map(|uid| home(uid, PASSWD));
+        assert_eq!(homes, ["/root", "/var/www", "/home/bob", "/"]);
+        assert_eq!(home(5, b"x:x:5:5:::/bin/sh"), "/");
     }
 
     #[test]

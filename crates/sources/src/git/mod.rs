@@ -22,7 +22,7 @@ use llb::Vertex;
 pub use cli::GitSettings;
 pub use error::GitError;
 pub(crate) use request::Request;
-pub(crate) use resolve::Pin;
+pub(crate) use resolve::{Found, Pin};
 
 use crate::key::Key;
 use crate::store::{Context, Shared};

@@ -125,6 +125,18 @@ impl Request {
         url::redacted(&self.remote)
     }
 
+    /// The source's name: host and path of the remote, without user names.
+    pub fn identifier(&self) -> String {
+        let mut name = format!("git://{}", url::host_and_path(&self.remote));
+        if !self.reference.is_empty() || !self.subdir.is_empty() {
+            name.push_str(&format!("#{}", self.reference));
+        }
+        if !self.subdir.is_empty() {
+            name.push_str(&format!(":{}", self.subdir));
+        }
+        name
+    }
+
     /// The cache key's text for a commit (or tag) that was found under `reference`.
     pub fn key_text(&self, commit: &str, reference: &str) -> String {
         let mut key = commit.to_owned();
@@ -177,6 +189,18 @@ mod tests {
         assert_eq!(kept.key_text("abc", "refs/tags/v1"), "abc.git#refs/tags/v1:d(skip-submodules)(mtime=commit)");
         let bundle = request("h/a.git", &[("git.checkoutbundle", "true"), ("git.mtime", "checkout")]).unwrap();
         assert_eq!(bundle.key_text("abc", "m"), "abc(bundle)");
+    }
+
+    #[test]
+    fn names_are_made_of_the_real_remote() {
+        for (url, name) in [
+            ("https://u:p@h:1/a//b.git", "git://h:1/a/b.git#v1:d"),
+            ("git@h:a/b.git", "git://h/a/b.git#v1:d"),
+            ("ssh://git@h", "git://h/#v1:d"),
+        ] {
+            assert_eq!(request("x/y#v1:d", &[("git.fullurl", url)]).unwrap().identifier(), name);
+        }
+        assert_eq!(request("h/a", &[]).unwrap().identifier(), "git://h/a");
     }
 
     #[test]

@@ -1,4 +1,6 @@
 //! Finds out which commit a reference stands for.
+use std::sync::Arc;
+
 use fault::{Context as _, Result};
 
 use super::auth::Access;
@@ -39,8 +41,41 @@ pub(super) async fn resolve(shared: &Shared, request: &Request, context: &Contex
     if request.fetch_by_commit {
         return Ok(by_commit(request)?);
     }
+    // Within a client's session a reference stands for one commit, however often it is asked for.
+    let memory =
+        context.sessions.all().first().map(|session| (session.id().to_owned(), format!("{}#{}", request.remote, request.reference)));
+    if let Some(known) = memory.as_ref().and_then(|memory| shared.references.get(memory)).filter(|found| request.accepts(found)) {
+        return Ok(known.pin(request));
+    }
     let access = Access::open(&shared.git, request, context).await?;
-    ask(&access.git, request, &request.remote).await
+    let found = ask(&access.git, request, &request.remote).await?;
+    let pin = found.pin(request);
+    if let Some(memory) = memory {
+        shared.references.put(memory, Arc::new(found));
+    }
+    Ok(pin)
+}
+
+/// What a remote says of a reference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    reference: String,
+    checksum: String,
+    /// Of the commit that a tag object leads to; else empty.
+    peeled: String,
+}
+
+impl Found {
+    fn pin(&self, request: &Request) -> Pin {
+        let commit_checksum = if request.keep_git_dir { String::new() } else { self.peeled.clone() };
+        Pin { reference: self.reference.clone(), checksum: self.checksum.clone(), commit_checksum }
+    }
+}
+
+impl Request {
+    fn accepts(&self, found: &Found) -> bool {
+        found.checksum.starts_with(&self.checksum) || found.peeled.starts_with(&self.checksum)
+    }
 }
 
 /// Nothing is asked of the remote: the reference is what the client calls it.
@@ -64,7 +99,7 @@ pub(super) fn by_commit_reference(request: &Request) -> String {
 }
 
 /// Asks `remote`, which may stand in for the request's own.
-pub(super) async fn ask(git: &Git<'_>, request: &Request, remote: &str) -> Result<Pin> {
+async fn ask(git: &Git<'_>, request: &Request, remote: &str) -> Result<Found> {
     let reference = match request.reference.as_str() {
         "" => default_branch(git, remote).await?,
         given => given.to_owned(),
@@ -86,7 +121,7 @@ pub(super) async fn default_branch(git: &Git<'_>, remote: &str) -> Result<String
 }
 
 /// Out of what `ls-remote` printed: branches go before tags, as in a checkout.
-fn pick(output: &str, reference: &str, request: &Request) -> Result<Pin, GitError> {
+fn pick(output: &str, reference: &str, request: &Request) -> Result<Found, GitError> {
     let within = |prefix: &str| format!("{prefix}{}", reference.strip_prefix(prefix).unwrap_or(reference));
     let (full, head, tag) = (within("refs/"), within("refs/heads/"), within("refs/tags/"));
     let peeled = format!("{tag}^{{}}");
@@ -105,13 +140,13 @@ fn pick(output: &str, reference: &str, request: &Request) -> Result<Pin, GitErro
     if !is_commit(hash) {
         return Err(GitError::Commit { commit: hash.to_owned() });
     }
-    let commit = find(&peeled).filter(|_| is_tag(&used)).unwrap_or_default();
-    if !hash.starts_with(&request.checksum) && !commit.starts_with(&request.checksum) {
-        let actual = if commit.is_empty() { hash.to_owned() } else { format!(" or {commit}") };
+    let peeled = find(&peeled).filter(|_| is_tag(&used)).unwrap_or_default().to_owned();
+    let found = Found { reference: used, checksum: hash.to_owned(), peeled };
+    if !request.accepts(&found) {
+        let actual = if found.peeled.is_empty() { found.checksum } else { format!(" or {}", found.peeled) };
         return Err(GitError::Mismatch { expected: request.checksum.clone(), actual });
     }
-    let commit_checksum = if request.keep_git_dir { String::new() } else { commit.to_owned() };
-    Ok(Pin { reference: used, checksum: hash.to_owned(), commit_checksum })
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -123,7 +158,7 @@ mod tests {
     const C: &str = "cccccccccccccccccccccccccccccccccccccccc";
 
     fn found(output: &str, reference: &str, request: &Request) -> (String, String, String) {
-        let pin = pick(output, reference, request).unwrap();
+        let pin = pick(output, reference, request).unwrap().pin(request);
         (pin.reference, pin.checksum, pin.commit_checksum)
     }
 

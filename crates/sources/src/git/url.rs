@@ -48,6 +48,17 @@ pub(super) fn host(remote: &str) -> Option<&str> {
     Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host))
 }
 
+/// What a remote is called without its scheme and user.
+pub(super) fn host_and_path(remote: &str) -> String {
+    let (authority, path) = match remote.split_once("://").filter(|_| scheme(remote).is_some()) {
+        Some((_, rest)) => rest.find('/').map_or((rest, ""), |at| rest.split_at(at)),
+        None => remote.split_once(':').unwrap_or((remote, "")),
+    };
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let path = percent_decode(path).unwrap_or_else(|| path.to_owned());
+    format!("{host}{}", join(&["/", &path]))
+}
+
 /// Without user names and passwords, for everything that people see.
 pub(super) fn redacted(remote: &str) -> String {
     let Some((start, rest)) = remote.split_once("://").filter(|_| scheme(remote).is_some()) else { return remote.to_owned() };

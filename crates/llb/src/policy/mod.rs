@@ -1,4 +1,7 @@
-//! The words of a source policy: which sources a build may use, and what they are replaced by.
+//! Source policies: which sources a build may use, and what they are replaced by.
+mod evaluate;
+
+pub use evaluate::{PolicyError, evaluate};
 
 /// Rules in order. The last rule of a policy that matches decides between allow and deny; a convert starts over with the new source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
