@@ -10,7 +10,7 @@ use llb::Graph;
 use oci::{Platform, Reference};
 use progress::{Sink as _, Update, Warning};
 
-use crate::build::{Build, unsupported};
+use crate::build::Build;
 use crate::contained;
 use crate::provenance::{self, ImageSource, Scope};
 use crate::reference::BuildRef;

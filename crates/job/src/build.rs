@@ -345,11 +345,6 @@ pub(crate) fn response_metadata(metadata: &BTreeMap<String, Bytes>) -> BTreeMap<
     shown.map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned())).collect()
 }
 
-/// A fault for what a later version brings.
-pub(crate) fn unsupported(what: &str) -> Fault {
-    Fault::new(Kind::Unimplemented, format!("{what} is not supported by this version of kiln"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
