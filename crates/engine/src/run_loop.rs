@@ -231,12 +231,8 @@ impl Loop {
     }
 
     fn leave(&mut self, job: JobId) {
-<<<<<<< HEAD
         self.witnesses.remove(&job);
-        let gone = self.jobs.remove(&job).map_or_else(Vec::new, |patron| patron.sessions.all());
-=======
         let gone = self.jobs.remove(&job).map(|patron| patron.sessions.clone()).unwrap_or_default();
->>>>>>> 0f88fd0 (Source policies (static rules, the client's verifier), sessions that a source names, HOME from the container's accounts, a corpus of Dockerfiles with results taken from BuildKit's daemon)
         for id in self.solver.held_by(job) {
             let Some(held) = self.vertices.get(&id) else { continue };
             held.fan.leave(job);
