@@ -141,6 +141,7 @@ impl Service for Daemon {
 
 fn record(id: &str) -> UsageRecord {
     UsageRecord {
+        deduplicated: 0,
         id: id.into(),
         parents: vec![],
         mutable: false,
