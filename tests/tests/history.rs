@@ -119,8 +119,6 @@ impl<'a> Buildx<'a> {
             std::env::var_os("KILN_TEST_BUILDX").expect("KILN_TEST_BUILDX names Debian's docker-buildx: `cargo xtask test` sets it");
         let home = self.0.home();
         let mut command = Command::new(program);
-        // `history trace` counts as experimental in the version that Debian has.
-        command.env("BUILDX_EXPERIMENTAL", "1");
         command.args(args).env("DOCKER_CONFIG", home.join("docker")).env("BUILDX_CONFIG", home.join("buildx")).env("HOME", home);
         command.output().unwrap()
     }
@@ -165,11 +163,6 @@ fn docker_buildx_history() {
     assert!(failed["Error"]["Message"].as_str().unwrap().contains("exit code: 7"), "{failed}");
     assert!(failed["Error"]["Logs"].as_array().unwrap().iter().any(|line| line.as_str().unwrap().contains("oh no")), "{failed}");
     assert!(buildx.ok(&["history", "logs", good]).contains("hello world"));
-
-    let trace: Value = serde_json::from_str(&buildx.ok(&["history", "trace", good])).unwrap();
-    let spans: Vec<&str> =
-        trace["data"][0]["spans"].as_array().unwrap().iter().map(|span| span["operationName"].as_str().unwrap()).collect();
-    assert!(spans.iter().any(|name| name.contains("RUN echo hello")), "{spans:?}");
 
     let bundle = daemon.home().join("bundle.dockerbuild");
     buildx.ok(&["history", "export", "-o", bundle.to_str().unwrap(), good]);

@@ -82,7 +82,7 @@ fn what_one_daemon_built_the_next_has() {
         fs::read_to_string(dest.join("stamp")).unwrap()
     };
     let local = out.path().join("cache");
-    let to_local = format!("type=local,dest={},ignore-error=false", local.display());
+    let to_local = format!("type=local,dest={},mode=max,ignore-error=false", local.display());
     let to_registry = format!("type=registry,ref={}/cache:y,mode=max,ignore-error=false", registry.host());
     let first = stamp(&Daemon::start(&[]), "first", &["--cache-to", &to_local, "--cache-to", &to_registry]);
     let from_local = format!("type=local,src={}", local.display());

@@ -26,6 +26,9 @@ const LABELS: Table<str, String> = Table::new("content.labels");
 /// `<digest>/<owner>`: who needs a blob across restarts.
 const PINS: Table<str, ()> = Table::new("content.pins");
 
+/// An ingest that was given up puts its last bytes away in a thread of its own; the next one of its key waits so long.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+
 /// A partial blob that nobody came back for is removed after this.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
@@ -57,6 +60,8 @@ struct Shared {
     watermark: Watermark,
     held: Arc<Held>,
     running: Mutex<HashSet<String>>,
+    /// Told when one of them ends.
+    ended: tokio::sync::Notify,
     once: AtomicU64,
     /// Bytes on disk of all blobs; before they were added up, what changed since the start.
     used: AtomicI64,
@@ -96,6 +101,7 @@ impl Store {
             watermark,
             held,
             running,
+            ended: tokio::sync::Notify::new(),
             once: AtomicU64::new(0),
             used: AtomicI64::new(0),
             added_up: OnceLock::new(),
@@ -237,7 +243,14 @@ impl Store {
 
     /// [`Store::ingest`] for async callers.
     pub async fn ingest_stream(&self, key: &str, expected: Option<(Digest, u64)>) -> Result<IngestStream> {
-        IngestStream::open(self.clone(), key.to_owned(), expected).await
+        let until = tokio::time::Instant::now() + LAST_BYTES;
+        loop {
+            let ended = self.0.ended.notified();
+            match IngestStream::open(self.clone(), key.to_owned(), expected.clone()).await {
+                Err(Error::Busy { .. }) if tokio::time::timeout_at(until, ended).await.is_ok() => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     fn begin(&self, name: String, key: &str, expected: Option<(Digest, u64)>, resumable: bool) -> Result<Ingest> {
@@ -257,6 +270,7 @@ impl Store {
 
     pub(crate) fn end_ingest(&self, name: &str) {
         self.0.running.lock().expect("no holder of the lock panics").remove(name);
+        self.0.ended.notify_waiters();
     }
 
     /// Stores a small blob.

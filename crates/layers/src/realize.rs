@@ -152,9 +152,10 @@ type Fresh = (snapshot::Draft, crate::unpack::Unpacked);
 
 /// Unpacks the layer's blob into a new draft, downloading it first or meanwhile.
 async fn unpacked(node: &Arc<Node>, blob: &Descriptor, cancel: &Cancel, reporter: &Reporter) -> Result<Fresh, Fault> {
+    let was_here = node.home.content().has(&blob.digest)?.is_some();
     match unpacked_once(node, blob, cancel, reporter).await {
         // It was damaged, and is gone now. Where it came from there may be another.
-        Err(fault) if fault.kind() == fault::Kind::NotFound && node.home.content().has(&blob.digest)?.is_none() => {
+        Err(fault) if was_here && fault.kind() == fault::Kind::NotFound && node.home.content().has(&blob.digest)?.is_none() => {
             unpacked_once(node, blob, cancel, reporter).await
         }
         outcome => outcome,

@@ -157,6 +157,10 @@ fn copy_of_copy() -> Copy {
 
 fn settings(root: &Path) -> Settings {
     Settings {
+        ceiling: 0,
+        emulators: Vec::new(),
+        environment: Default::default(),
+        gc_rules: Vec::new(),
         root: root.to_owned(),
         backend: snapshot::Backend::Auto,
         runtime: worker::Runtime::Builtin,

@@ -201,7 +201,7 @@ mod tests {
             assert_eq!(Space::parse(text), want, "{text}");
         }
         let disk = Some(100 << 30);
-        assert_eq!(Space::Percent(10).bytes(disk), 10 * GB, "rounded up: nothing below a tenth is 9.99");
+        assert_eq!(Space::Percent(10).bytes(disk), 11 * GB, "as BuildKit has it: the next whole one");
         assert_eq!(Space::Percent(10).bytes(None), 2 * GB);
     }
 
@@ -210,7 +210,7 @@ mod tests {
         let rules = defaults(Limits::default(), Space::Unset, Some(50 << 30));
         assert_eq!(rules.len(), 4);
         let Rule { reserved_space, max_used_space, min_free_space, .. } = rules[2];
-        assert_eq!((reserved_space, max_used_space, min_free_space), (5 * GB, 40 * GB, 10 * GB));
+        assert_eq!((reserved_space, max_used_space, min_free_space), (6 * GB, 41 * GB, 11 * GB));
         let huge = defaults(Limits::default(), Space::Unset, Some(10 << 40));
         assert_eq!((huge[3].reserved_space, huge[3].max_used_space), (10 * GB, 100 * GB));
         let old = defaults(Limits::default(), Space::Bytes(7), Some(50 << 30));

@@ -27,10 +27,10 @@ impl Pace {
         }
     }
 
-    /// One that was asked for has come.
+    /// One has come. A client may send what it was not asked for yet.
     pub fn done(&mut self, size: i64) {
-        self.files -= 1;
-        self.bytes -= charge(size);
+        self.files = self.files.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(charge(size));
     }
 
     /// What to ask for now. `ended` says that there will be no more entries.
