@@ -70,7 +70,7 @@ impl BuildBridge {
         let name = builtin_name(request);
         match name {
             "dockerfile.v0" if self.build.settings.dockerfile_enabled => Box::pin(frontend::dockerfile::build(&*nested)).await,
-            "gateway.v0" if self.build.settings.gateway_enabled => Box::pin(contained::run(&self.build, &request, nested)).await,
+            "gateway.v0" if self.build.settings.gateway_enabled => Box::pin(contained::run(&self.build, request, nested)).await,
             _ => Err(Fault::invalid(format!("invalid frontend: {name}"))),
         }
     }

@@ -77,7 +77,7 @@ impl Object {
     }
 
     fn texts(&mut self, name: &str, values: &[String]) -> &mut Self {
-        self.list(name, values.iter().map(|v| gojson::to_string(v)))
+        self.list(name, values.iter().map(gojson::to_string))
     }
 
     fn map<'m>(&mut self, name: &str, entries: impl ExactSizeIterator<Item = (&'m String, String)>) -> &mut Self {

@@ -258,6 +258,8 @@ struct Circle {
     guests: Vec<Arc<dyn Session>>,
 }
 
+type Sessions = Vec<Arc<dyn Session>>;
+
 impl Group {
     pub fn new(sessions: impl IntoIterator<Item = Arc<dyn Session>>) -> Self {
         Self(Arc::new(std::sync::RwLock::new(Circle { members: sessions.into_iter().collect(), guests: Vec::new() })))
@@ -311,7 +313,7 @@ impl Group {
         self.all().into_iter().next().ok_or_else(|| Fault::new(Kind::NotFound, "no active sessions"))
     }
 
-    fn everybody(&self) -> (Vec<Arc<dyn Session>>, Vec<Arc<dyn Session>>) {
+    fn everybody(&self) -> (Sessions, Sessions) {
         let circle = self.read();
         (circle.members.clone(), circle.guests.clone())
     }

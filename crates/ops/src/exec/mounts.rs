@@ -29,6 +29,7 @@ pub struct Wanted<'a> {
 }
 
 /// One mount with what stands behind it.
+#[expect(clippy::large_enum_variant, reason = "a container has a few")]
 enum Backing {
     /// Changes are kept as the output with this index, or thrown away.
     Draft {

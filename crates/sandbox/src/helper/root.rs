@@ -206,10 +206,7 @@ impl<'a> Builder<'a> {
             Origin::Proc if self.spec.host_proc => {
                 clone(Path::new("/proc"), true).and_then(|proc| set(&proc, hidden, false).map(|()| proc))
             }
-            Origin::Proc => new("proc", &[], hidden).map_err(|errno| {
-                proc_advice = errno == Errno::PERM;
-                errno
-            }),
+            Origin::Proc => new("proc", &[], hidden).inspect_err(|errno| proc_advice = *errno == Errno::PERM),
             Origin::Dev => return self.mount_dev(dest),
             Origin::Pts => match new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], NOSUID | NOEXEC) {
                 // This user namespace has no group 5.
