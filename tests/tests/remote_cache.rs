@@ -25,8 +25,12 @@ const GOLDEN: &str = include_str!("../../crates/cache/tests/golden/config.json")
 const GOLDEN_IMAGE: [&str; 2] = ["sha256:083efcb2", "sha256:82915e02"];
 
 fn context(last: &str) -> tempfile::TempDir {
+    context_of(&format!("{DOCKERFILE}{last}\n"))
+}
+
+fn context_of(dockerfile: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("Dockerfile"), format!("{DOCKERFILE}{last}\n")).unwrap();
+    fs::write(dir.path().join("Dockerfile"), dockerfile).unwrap();
     fs::write(dir.path().join("ctx.txt"), "hello\n").unwrap();
     std::os::unix::fs::chown(dir.path().join("ctx.txt"), Some(0), Some(0)).unwrap();
     fs::set_permissions(dir.path().join("ctx.txt"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
@@ -97,6 +101,31 @@ fn what_one_daemon_built_the_next_has() {
     daemon.ok(&["build", "--build-arg", &base, "--push", "-t", &image, "--cache-to", "type=inline", path(dir.path())]);
     let inside = format!("type=registry,ref={image}");
     assert_eq!(stamp(&Daemon::start(&[]), "fourth", &["--cache-from", &inside]), first);
+}
+
+/// In mode min only the last stage's layers go along, but all keys do: the next daemon finds the copy out of the first stage by definition,
+/// and by content where that stage was written differently and made the same.
+#[test]
+fn the_least_cache_of_several_stages_is_found_by_definition_and_by_content() {
+    let registry = Registry::start();
+    registry.push("base", "latest", &busybox_image());
+    let out = tempfile::tempdir().unwrap();
+    let base = format!("BASE={}/base:latest", registry.host());
+    for (n, dockerfile) in [DOCKERFILE.to_owned(), DOCKERFILE.replace("--link ", "")].into_iter().enumerate() {
+        let dockerfile = format!("{dockerfile}RUN cat /proc/sys/kernel/random/uuid > /stamp\n");
+        let (dir, variant) = (context_of(&dockerfile), context_of(&dockerfile.replace("echo one", "true; echo one")));
+        let cache = format!("type=registry,ref={}/cache:least{n}", registry.host());
+        let stamp = |dir: &Path, to: &str, more: &[&str]| {
+            let dest = out.path().join(format!("{to}{n}"));
+            let output = format!("type=local,dest={}", dest.display());
+            let daemon = Daemon::start(&[]);
+            daemon.ok(&[&["build", "--build-arg", &base, "--output", &output], more, &[path(dir)]].concat());
+            fs::read_to_string(dest.join("stamp")).unwrap()
+        };
+        let first = stamp(dir.path(), "first", &["--cache-to", &format!("{cache},mode=min,ignore-error=false")]);
+        assert_eq!(stamp(dir.path(), "same", &["--cache-from", &cache]), first);
+        assert_eq!(stamp(variant.path(), "variant", &["--cache-from", &cache]), first);
+    }
 }
 
 #[test]
