@@ -158,6 +158,14 @@ fn docker_buildx_history() {
     assert!(inspected.contains("WORD") && inspected.contains("world") && inspected.contains("Build Steps"), "{inspected}");
     let json: Value = serde_json::from_str(&buildx.ok(&["history", "inspect", good, "--format", "json"])).unwrap();
     assert_eq!((json["Status"].as_str(), json["Ref"].as_str()), (Some("completed"), Some(good.as_str())), "{json}");
+    // Nobody asked for provenance, and the record has it: buildx reads the materials out of it.
+    let base = json["Materials"].as_array().and_then(|all| all.first()).unwrap_or_else(|| panic!("no materials in {json}"));
+    assert_eq!(base["Digests"][0], busybox_image().digest().to_string(), "{json}");
+    let provenance = buildx.ok(&["history", "inspect", "attachment", good, "--type", "https://slsa.dev/provenance/v1"]);
+    let provenance: Value = serde_json::from_str(&provenance).unwrap();
+    let request = &provenance["buildDefinition"]["externalParameters"]["request"];
+    assert_eq!(request["args"]["build-arg:WORD"], "world", "{provenance}");
+    assert_eq!(provenance["runDetails"]["metadata"]["buildkit_metadata"]["source"]["infos"][0]["filename"], "Dockerfile", "{provenance}");
     let failed: Value = serde_json::from_str(&buildx.ok(&["history", "inspect", bad, "--format", "json"])).unwrap();
     assert!(["error", "failed"].contains(&failed["Status"].as_str().unwrap()), "{failed}");
     assert!(failed["Error"]["Message"].as_str().unwrap().contains("exit code: 7"), "{failed}");

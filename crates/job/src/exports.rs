@@ -17,23 +17,50 @@ use crate::attest::{self, Attests};
 use crate::build::{Build, response_metadata};
 use crate::caches::{self, Exports};
 use crate::platforms::{self, Named};
-use crate::provenance;
+use crate::provenance::{self, Captured};
 
 /// Solves every ref of the outcome, exports it and the caches, and gives the response. `exporters` are those of the request.
 pub async fn run(
     build: &Arc<Build>,
-    mut outcome: Outcome,
+    outcome: Outcome,
+    wanted: &Attests,
+    exporters: Vec<Box<dyn Exporter>>,
+    caches: Exports,
+) -> Result<Response> {
+    let results = evaluate(build, &outcome).await?;
+    let captured = provenance::captured(build, &outcome)?;
+    let response = leave(build, Solved { outcome, results, captured: &captured }, wanted, exporters, caches).await;
+    // Last, for it tells when the build ended and which layers were packed; and also where an export failed.
+    if !build.request.internal
+        && let Err(fault) = provenance::record(build, &captured).await
+    {
+        tracing::error!(%fault, build = build.request.id, "the build's provenance is missing in the history");
+    }
+    response
+}
+
+/// What a frontend gave back, with all its refs solved.
+struct Solved<'a> {
+    outcome: Outcome,
+    /// By platform id.
+    results: BTreeMap<String, Built>,
+    captured: &'a Captured,
+}
+
+async fn leave(
+    build: &Arc<Build>,
+    solved: Solved<'_>,
     wanted: &Attests,
     mut exporters: Vec<Box<dyn Exporter>>,
     caches: Exports,
 ) -> Result<Response> {
+    let Solved { mut outcome, results, captured } = solved;
     let session = build.session().await?;
-    let results = evaluate(build, &outcome).await?;
     let keys: Vec<Vec<Key>> = results.values().map(|built| built.keys.clone()).collect();
     attest::scan(build, &mut outcome, wanted).await?;
     attest::evaluate(build, &outcome).await?;
     let provenance = match &wanted.provenance {
-        Some(options) => provenance::attest(build, &outcome, &platforms::of(&outcome)?, options)?,
+        Some(options) => provenance::attest(build, captured, &platforms::of(&outcome)?, options)?,
         None => BTreeMap::new(),
     };
     exporters.extend(session_exporters(build, session.as_ref(), &outcome).await?);

@@ -17,6 +17,7 @@ mod error;
 mod fetch;
 mod payload;
 mod push;
+mod referrers;
 mod resolve;
 mod tls;
 mod transport;

@@ -42,6 +42,37 @@ async fn asks_for_the_document_where_headers_do_not_tell() {
     assert_eq!(open(&client(), &reference).resolve(&reference).await.unwrap(), wanted);
 }
 
+/// A list of what refers to something: a signature, and a statement.
+fn referrers(fake: &Fake) -> (Vec<Descriptor>, Bytes) {
+    let referrer = |kind: &str| Descriptor { artifact_type: kind.into(), ..some_manifest(fake, "a") };
+    let all = vec![referrer("application/x-signature"), referrer("application/x-statement")];
+    let list = serde_json::json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": all});
+    (all, list.to_string().into())
+}
+
+#[tokio::test]
+async fn referrers_are_listed_by_the_registry_or_by_a_tag() {
+    let fake = Fake::start().await;
+    let (all, list) = referrers(&fake);
+    let subject = Digest::of("subject");
+    let repository = open(&client(), &fake.reference("a"));
+    assert!(repository.referrers(&subject, None).await.unwrap().is_empty(), "neither is there");
+
+    fake.add_manifest("a", &subject.to_string().replace(':', "-"), media::OCI_INDEX, list.clone());
+    assert_eq!(repository.referrers(&subject, None).await.unwrap(), all);
+    assert_eq!(repository.referrers(&subject, Some("application/x-statement")).await.unwrap(), all[1..]);
+
+    let fake = Fake::start().await;
+    fake.hook(move |seen| {
+        assert!(seen.path.starts_with("/v2/a/referrers/sha256:"), "{}", seen.path);
+        let reply = http::Response::builder().header("Content-Type", media::OCI_INDEX).body(support::full(list.clone()));
+        Act::Reply(reply.unwrap())
+    });
+    let repository = open(&client(), &fake.reference("a"));
+    assert_eq!(repository.referrers(&subject, Some("application/x-signature")).await.unwrap(), all[..1]);
+    assert_eq!(support::parameter(&fake.seen()[0].query, "artifactType").as_deref(), Some("application/x-signature"));
+}
+
 #[tokio::test]
 async fn says_what_is_missing() {
     let fake = Fake::start().await;

@@ -4,7 +4,7 @@
 //! know vertices' inputs, the solver, or what is done with the layers.
 //!
 //! Start at [`Sources`]: [`Sources::cache_key`] pins (a tag becomes a digest, a URL a checksum), [`Sources::fetch`] gives the pinned content as a layer,
-//! [`Sources::image_config`] answers frontends.
+//! [`Sources::image_config`] and [`Sources::attestation_chain`] answer frontends and policies.
 //!
 //! Invariants: keys are those of BuildKit, so that its caches are hit; a key made of a session's files starts with `random:` and matches nowhere else;
 //! nothing that a client or server sends is written outside of the new layer's directory.
@@ -22,7 +22,7 @@ mod store;
 pub use error::SourceError;
 pub use git::{GitError, GitMeta, GitSettings};
 pub use http::HttpMeta;
-pub use image::ImageConfig;
+pub use image::{Chain, ImageConfig};
 pub use key::Key;
 pub use local::LocalError;
 pub use scheme::normal_identifier;

@@ -12,7 +12,7 @@ use crate::blob;
 use crate::error::SourceError;
 use crate::git::{self, GitMeta, GitSettings};
 use crate::http::{self, HttpMeta};
-use crate::image::{self, ImageConfig};
+use crate::image::{self, Chain, ImageConfig};
 use crate::key::Key;
 use crate::local;
 use crate::memo::Memo;
@@ -106,6 +106,24 @@ impl Sources {
             return Err(SourceError::Scheme { scheme: op.identifier.clone() }.into());
         }
         image::config(&self.0, &image::Request::new(scheme, rest, &op.attrs)?, platform, with_config, context).await
+    }
+
+    /// What is stated about the image that an op stands for on a platform (the host's where none is given), with the statements of these predicate types.
+    /// `None` where nothing is.
+    pub async fn attestation_chain(
+        &self,
+        op: &SourceOp,
+        platform: Option<&Platform>,
+        predicate_types: &[String],
+        context: &Context,
+    ) -> Result<Option<Chain>> {
+        let (scheme, rest) = scheme::split(&op.identifier)?;
+        match scheme {
+            Scheme::Image => {
+                image::chain(&self.0, &image::Request::new(scheme, rest, &op.attrs)?, platform, predicate_types, context).await
+            }
+            _ => Ok(None),
+        }
     }
 
     /// What a repository holds. `objects` asks for the commit and the tag themselves.

@@ -109,6 +109,74 @@ async fn limits_and_checksums_hold() {
     assert_eq!(text, format!("{}/team/app:nope: not found", registry.host()));
 }
 
+/// An index with statements about its image, and a signature of these among their referrers.
+fn push_signed(registry: &Registry, image: &BaseImage) -> [Descriptor; 6] {
+    const IN_TOTO: &str = "application/vnd.in-toto+json";
+    let blob = |media_type: &str, data: &str| {
+        registry.push_blob("team/app", data.as_bytes());
+        Descriptor::of(media_type, data.as_bytes())
+    };
+    let manifest = |reference: Option<&str>, document: serde_json::Value| {
+        let (bytes, kind) = (document.to_string().into_bytes(), document["mediaType"].as_str().unwrap().to_owned());
+        let descriptor = Descriptor::of(&kind, &bytes);
+        registry.push_manifest("team/app", reference.unwrap_or(descriptor.digest.as_str()), &kind, &bytes);
+        descriptor
+    };
+    registry.push("team/app", "plain", image);
+    let statement = |kind: &str| {
+        let mut descriptor = blob(IN_TOTO, &format!("{{\"predicateType\":\"{kind}\"}}"));
+        descriptor.annotations.insert("in-toto.io/predicate-type".into(), kind.into());
+        descriptor
+    };
+    let (wanted, other) = (statement("https://slsa.dev/provenance/v1"), statement("https://spdx.dev/Document"));
+    let config = blob("application/vnd.oci.image.config.v1+json", "{}");
+    let layers = [&wanted, &other];
+    let mut stated = manifest(None, json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": layers}));
+    let proof = blob("application/vnd.dev.sigstore.bundle.v0.3+json", "proof");
+    let mut signature = manifest(None, json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": [proof]}));
+    signature.artifact_type = "application/vnd.dev.sigstore.bundle.v0.3+json".into();
+    let tag = stated.digest.to_string().replace(':', "-");
+    manifest(Some(&tag), json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": [signature]}));
+    stated.annotations.insert(oci::REFERENCE_TYPE.into(), oci::ATTESTATION_MANIFEST.into());
+    stated.annotations.insert(oci::REFERENCE_DIGEST.into(), image.digest().to_string());
+    let mut described = Descriptor::of(media::OCI_MANIFEST, &image.manifest);
+    described.platform = Some("linux/amd64".parse().unwrap());
+    let root = manifest(Some("signed"), json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": [described, stated]}));
+    [root, stated, signature, proof, wanted, other]
+}
+
+#[tokio::test]
+async fn statements_are_followed_to_their_signature() {
+    let base = image(&["one"]);
+    let registry = registry().await;
+    let (registry, [root, stated, signature, proof, wanted, other], base) = tokio::task::spawn_blocking(move || {
+        let signed = push_signed(&registry, &base);
+        (registry, signed, base)
+    })
+    .await
+    .unwrap();
+    let place = Place::new();
+    let context = context(&[]);
+    let platform: oci::Platform = "linux/amd64".parse().unwrap();
+    let op = |tag: &str| op(&format!("docker-image://{}/team/app:{tag}", registry.host()), &[]);
+    let chain = |tag: &str, wanted: &[&str]| {
+        let (op, wanted): (_, Vec<String>) = (op(tag), wanted.iter().map(|kind| (*kind).to_owned()).collect());
+        let (place, context, platform) = (&place, &context, &platform);
+        async move { place.sources.attestation_chain(&op, Some(platform), &wanted, context).await.unwrap() }
+    };
+    assert_eq!(chain("plain", &[]).await, None);
+    let found = chain("signed", &[]).await.unwrap();
+    assert_eq!((&found.root, &found.image), (&root.digest, &base.digest()));
+    assert_eq!((found.attestations.as_ref(), found.signature.as_ref()), (Some(&stated.digest), Some(&signature.digest)));
+    let digests = |chain: &sources::Chain| chain.blobs.iter().map(|(d, _)| d.digest.clone()).collect::<Vec<_>>();
+    let proofs = [root, stated, signature, proof].map(|d| d.digest);
+    assert_eq!(digests(&found), proofs);
+    assert!(found.blobs.iter().all(|(d, bytes)| d.digest == Digest::of(bytes)));
+    let with = chain("signed", &["https://slsa.dev/provenance/v1"]).await.unwrap();
+    assert_eq!(digests(&with)[4..], [wanted.digest]);
+    assert!(!digests(&with).contains(&other.digest));
+}
+
 /// An index for two platforms in a client's OCI layout.
 fn layout(client: &Client) -> (Descriptor, BaseImage) {
     let (wanted, other) = (image(&["wanted"]), image(&["other"]));

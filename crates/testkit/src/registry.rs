@@ -67,13 +67,17 @@ impl Registry {
         for blob in image.layers.iter().chain([&image.config]) {
             self.push_blob(repository, blob);
         }
-        let path = format!("/v2/{repository}/manifests/{tag}");
-        let reply =
-            http("PUT", &self.host(), &path, &[("Content-Type", "application/vnd.oci.image.manifest.v1+json")], &image.manifest).unwrap();
+        self.push_manifest(repository, tag, "application/vnd.oci.image.manifest.v1+json", &image.manifest);
+    }
+
+    /// Stores a manifest or an index whose parts are there, under a tag or its digest.
+    pub fn push_manifest(&self, repository: &str, reference: &str, media_type: &str, bytes: &[u8]) {
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        let reply = http("PUT", &self.host(), &path, &[("Content-Type", media_type)], bytes).unwrap();
         assert_eq!(reply.status, 201, "{}", String::from_utf8_lossy(&reply.body));
     }
 
-    fn push_blob(&self, repository: &str, blob: &[u8]) {
+    pub fn push_blob(&self, repository: &str, blob: &[u8]) {
         let begun = http("POST", &self.host(), &format!("/v2/{repository}/blobs/uploads/"), &[], b"").unwrap();
         let location = &begun.headers["location"];
         let path = location.find("/v2/").map_or(location.as_str(), |at| &location[at..]);

@@ -1,10 +1,11 @@
 //! Answers frontends that ask what a source stands for.
-use fault::{Fault, Result};
-use frontend::bridge::{GitMeta, HttpMeta, ImageMeta, ResolveRequest, SourceMeta};
+use fault::{Fault, Kind, Result};
+use frontend::bridge::{AttestationChain, GitMeta, HttpMeta, ImageMeta, ResolveRequest, SourceMeta};
 use layers::{PinGroup, Pins};
+use oci::{Digest, Reference, gojson};
 use progress::Reporter;
 use session::Group;
-use sources::Context;
+use sources::{Chain, Context};
 use task::Cancel;
 
 use crate::open::Worker;
@@ -28,14 +29,16 @@ impl Worker {
                 if !request.resolve_mode.is_empty() {
                     op.attrs.insert("image.resolvemode".into(), request.resolve_mode.clone());
                 }
-                if request.attestation_chain {
-                    return Err(Fault::new(
-                        fault::Kind::Unimplemented,
-                        "attestation chains of images are not supported by this version of kiln",
-                    ));
+                let platform = request.platform.as_ref();
+                let found = self.sources.image_config(&op, platform, !request.no_config, &context).await?;
+                let wanted = &request.resolve_attestations;
+                let mut attestations = None;
+                if request.attestation_chain || !wanted.is_empty() {
+                    // The name may come to stand for something else meanwhile.
+                    op.identifier = pinned(&op.identifier, &found.digest)?;
+                    attestations = self.sources.attestation_chain(&op, platform, wanted, &context).await?.map(chain);
                 }
-                let found = self.sources.image_config(&op, request.platform.as_ref(), !request.no_config, &context).await?;
-                let image = ImageMeta { digest: found.digest, config: found.config, attestations: None };
+                let image = ImageMeta { digest: found.digest, config: found.config, attestations };
                 Ok(SourceMeta { op: request.op, image: Some(image), ..SourceMeta::default() })
             }
             "http" | "https" => {
@@ -59,5 +62,22 @@ impl Worker {
             // Nothing is to be found out about the others before they are fetched.
             _ => Ok(SourceMeta { op: request.op, ..SourceMeta::default() }),
         }
+    }
+}
+
+/// The identifier with the digest that its name stands for.
+fn pinned(identifier: &str, digest: &Digest) -> Result<String> {
+    let (scheme, name) = identifier.split_once("://").unwrap_or(("docker-image", identifier));
+    let reference: Reference = name.parse().map_err(|e| Fault::of(Kind::Invalid, e))?;
+    Ok(format!("{scheme}://{}", reference.with_digest(digest.clone())))
+}
+
+fn chain(found: Chain) -> AttestationChain {
+    AttestationChain {
+        root: found.root,
+        image_manifest: Some(found.image),
+        attestation_manifest: found.attestations,
+        signature_manifests: found.signature.into_iter().collect(),
+        blobs: found.blobs.into_iter().map(|(d, data)| (d.digest.clone(), (gojson::to_vec(&d).into(), data))).collect(),
     }
 }

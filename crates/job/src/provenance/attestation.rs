@@ -18,45 +18,60 @@ use crate::provenance::scope::Traced;
 use crate::provenance::sources::ImageSource;
 use crate::provenance::steps::{SourceMap, Steps};
 
-/// One statement for each platform whose result is not scratch, by platform id. All results are evaluated.
+/// What the results came from: by platform id, or by nothing where there is one result. Those that are scratch are left out.
+pub type Captured = BTreeMap<String, (Arc<Traced>, Capture)>;
+
+/// All results are evaluated. What the daemon itself does with them later is not part of it.
+pub fn captured(build: &Build, outcome: &Outcome) -> Result<Captured> {
+    let is_map = platforms::is_map(outcome);
+    let listed = if is_map { platforms::of(outcome).unwrap_or_default() } else { Vec::new() };
+    let final_ids: BTreeSet<String> = outcome.every_ref().map(|reference| reference.id().to_owned()).collect();
+    let traced = outcome.all().into_iter().filter_map(|(id, reference)| Some((id.to_owned(), build.traced(reference?)?)));
+    let captured = traced.map(|(id, traced)| {
+        let images = |images| if is_map { of_platform(images, &id, &listed) } else { images };
+        let capture = build.scope().provenance(&traced, &final_ids, images);
+        let capture = capture.unwrap_or_else(|| Err(Fault::new(Kind::Unknown, format!("could not find request for ref {}", traced.id))))?;
+        Ok((id, (traced, capture)))
+    });
+    captured.collect()
+}
+
+/// One statement for each of the platforms whose result is not scratch, by platform id.
 pub fn attest(
     build: &Arc<Build>,
-    outcome: &Outcome,
+    captured: &Captured,
     platforms: &[(String, Platform)],
     options: &Options,
 ) -> Result<BTreeMap<String, Statement>> {
     let mut all = BTreeMap::new();
-    for (id, traced) in traced(build, outcome, platforms) {
-        let capture = capture(build, outcome, platforms, &id, &traced)?;
+    for (id, _) in platforms {
+        let Some((traced, capture)) = captured.get(id).or_else(|| captured.get("")) else { continue };
         if options.complete_materials && !capture.has_all_materials() {
-            return Err(incomplete(&capture));
+            return Err(incomplete(capture));
         }
         let statement = Statement {
             predicate_type: options.version.predicate_type().to_owned(),
-            predicate: export::Predicate::Late(Arc::new(Provenance::new(build, &capture, &traced, options)?)),
+            predicate: export::Predicate::Late(Arc::new(Provenance::new(build, capture, traced, options)?)),
             path: options.filename.clone(),
             inline_only: options.inline_only,
             subjects: Vec::new(),
             sbom_core: None,
         };
-        all.insert(id, statement);
+        all.insert(id.clone(), statement);
     }
     Ok(all)
 }
 
-/// The result of each platform that has one.
-fn traced(build: &Build, outcome: &Outcome, platforms: &[(String, Platform)]) -> Vec<(String, Arc<Traced>)> {
-    platforms.iter().filter_map(|(id, _)| Some((id.clone(), build.traced(outcome.reference(id)?)?))).collect()
-}
-
-fn capture(build: &Build, outcome: &Outcome, listed: &[(String, Platform)], id: &str, traced: &Traced) -> Result<Capture> {
-    let final_ids: BTreeSet<String> = outcome.every_ref().map(|reference| reference.id().to_owned()).collect();
-    let is_map = platforms::is_map(outcome);
-    let images = |images| if is_map { of_platform(images, id, listed) } else { images };
-    build
-        .scope()
-        .provenance(traced, &final_ids, images)
-        .unwrap_or_else(|| Err(Fault::new(Kind::Unknown, format!("could not find request for ref {}", traced.id))))
+/// Puts the whole truth about each result into the build's record, whatever the client asked to have attested.
+pub async fn record(build: &Arc<Build>, captured: &Captured) -> Result<()> {
+    let options = Options::of_history(build.attrs());
+    for (id, (traced, capture)) in captured {
+        let predicate = Provenance::new(build, capture, traced, &options)?.predicate().await?;
+        let (build, platform) = (build.clone(), (!id.is_empty()).then(|| id.clone()));
+        let kind = options.version.predicate_type();
+        task::blocking(move || Ok(build.findings.attest(build.worker.content(), platform.as_deref(), kind, &predicate)?)).await?;
+    }
+    Ok(())
 }
 
 /// Of images that were looked up for every platform of the result, only that for this one.

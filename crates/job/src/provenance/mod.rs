@@ -11,7 +11,7 @@ mod scope;
 mod sources;
 mod steps;
 
-pub use attestation::attest;
+pub use attestation::{Captured, attest, captured, record};
 pub use capture::Capture;
 pub use options::Options;
 pub use scope::{Producers, Request, Scope, Traced};

@@ -2,6 +2,7 @@
 use std::collections::BTreeMap;
 
 use fault::{Fault, Kind, Result};
+use frontend::attestations::Wanted;
 
 use crate::provenance::predicate::Version;
 
@@ -49,6 +50,21 @@ impl Options {
             complete_materials: flag("complete-materials", "complete-materials")?,
         })
     }
+
+    /// For the record of a build with these attributes: everything, under the builder's name that the client gave for its own statement.
+    pub fn of_history(attrs: &BTreeMap<String, String>) -> Self {
+        let asked = Wanted::parse(attrs, "generator").ok().and_then(|wanted| wanted.provenance);
+        let builder_id = asked.and_then(|params| params.get("builder-id").cloned()).unwrap_or_default();
+        Self {
+            version: Version::V1,
+            minimal: false,
+            builder_id,
+            filename: String::new(),
+            reproducible: false,
+            inline_only: false,
+            complete_materials: false,
+        }
+    }
 }
 
 /// As Go's ParseBool.
@@ -80,6 +96,14 @@ mod tests {
         let given = parse(&[("mode", "min"), ("version", "v0.2"), ("inline-only", "true"), ("reproducible", "1")]).unwrap();
         assert_eq!((given.version, given.minimal, given.inline_only, given.reproducible), (Version::V02, true, true, true));
         assert!(!parse(&[("inline-only", "maybe")]).unwrap().inline_only, "what it cannot read BuildKit ignores here");
+    }
+
+    #[test]
+    fn the_history_names_the_builder_as_the_client_does() {
+        let attrs = |text: &str| BTreeMap::from([("attest:provenance".to_owned(), text.to_owned())]);
+        let options = Options::of_history(&attrs("mode=min,builder-id=https://b/1"));
+        assert_eq!((options.builder_id.as_str(), options.minimal), ("https://b/1", false));
+        assert_eq!(Options::of_history(&attrs("\"")).builder_id, "");
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! `docker-image://` and `oci-layout://`: a manifest for a platform, its layers left lazy.
+mod chain;
 mod origin;
 mod pin;
 mod request;
@@ -12,6 +13,8 @@ use llb::Vertex;
 use oci::{Digest, Platform, gojson};
 use serde::Serialize;
 
+pub use chain::Chain;
+pub(crate) use chain::chain;
 pub(crate) use origin::{Blobs, Origin};
 pub(crate) use pin::Pinned;
 pub(crate) use request::{Place, Request, record_type};

@@ -102,6 +102,14 @@ impl Origin {
         }
     }
 
+    /// The manifests that name `subject` as theirs. A layout keeps no such list.
+    pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>> {
+        match self {
+            Self::Registry(repository) => Ok(repository.referrers(subject, artifact_type).await?),
+            Self::Layout { .. } => Ok(Vec::new()),
+        }
+    }
+
     /// The host and repository that content comes from, which may later serve a mount.
     pub fn source_label(&self) -> Option<(String, String)> {
         match self {

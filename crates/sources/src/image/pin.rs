@@ -32,7 +32,7 @@ const MAX_DEPTH: usize = 4;
 
 pub(crate) async fn pin(shared: &Shared, origin: &Origin, request: &Request, platform: &Platform, depth: Depth) -> Result<Pinned> {
     let root = root(shared, origin, request).await?;
-    let mut reader = Reader { shared, origin, holds: Vec::new() };
+    let mut reader = Reader::new(shared, origin);
     let (manifest, config) = reader.select(&root, platform).await?;
     let layers = if depth == Depth::Layers { with_diff_ids(&manifest, &config, origin)? } else { Vec::new() };
     Ok(Pinned { root, config, layers, _holds: reader.holds })
@@ -49,13 +49,18 @@ pub(crate) async fn root(shared: &Shared, origin: &Origin, request: &Request) ->
     origin.resolve(&request.reference).await
 }
 
-struct Reader<'a> {
+/// Reads documents of one origin, and keeps them in the content store as long as it lives.
+pub(super) struct Reader<'a> {
     shared: &'a Shared,
     origin: &'a Origin,
     holds: Vec<Hold>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    pub fn new(shared: &'a Shared, origin: &'a Origin) -> Self {
+        Self { shared, origin, holds: Vec::new() }
+    }
+
     /// The manifest for the platform below `root`, and its config.
     async fn select(&mut self, root: &Descriptor, platform: &Platform) -> Result<(Manifest, Bytes)> {
         // Depth first: the candidates of an index in their order, before those of the level above.
@@ -89,7 +94,7 @@ impl Reader<'_> {
     }
 
     /// From the content store, or from the origin into it.
-    async fn read(&mut self, descriptor: &Descriptor, kind: Kind) -> Result<Bytes> {
+    pub async fn read(&mut self, descriptor: &Descriptor, kind: Kind) -> Result<Bytes> {
         let content = &self.shared.content;
         if let Some(bytes) = local(self.shared, self.origin, &descriptor.digest).await? {
             self.holds.extend(content.hold(&descriptor.digest)?);
