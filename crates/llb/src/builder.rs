@@ -150,3 +150,33 @@ impl Metadata {
         self.linux_resources = other.linux_resources.or(self.linux_resources.take());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition(identifier: &str, description: &str) -> bytes::Bytes {
+        let mut builder = Builder::new();
+        let op = SourceOp { identifier: identifier.into(), attrs: Default::default() };
+        let metadata = Metadata { description: [("k".to_owned(), description.to_owned())].into(), ..Metadata::default() };
+        let edge = builder.add(Op::Source(op), Vec::new(), None, Vec::new(), metadata);
+        builder.finish(Some(edge)).to_bytes()
+    }
+
+    #[test]
+    fn a_source_file_counts_once_however_its_origin_is_encoded() {
+        let info = |data: &'static str, definition: Option<bytes::Bytes>| SourceInfo {
+            filename: "Dockerfile".into(),
+            data: data.into(),
+            language: "Dockerfile".into(),
+            definition,
+        };
+        let mut builder = Builder::new();
+        let mut source = |data, definition| builder.source(info(data, definition));
+        assert_eq!(source("a", Some(definition("local://dockerfile", "one"))), 0);
+        assert_eq!(source("a", Some(definition("local://dockerfile", "two"))), 0);
+        assert_eq!(source("a", None), 0);
+        assert_eq!(source("a", Some(definition("local://other", "one"))), 1);
+        assert_eq!(source("b", Some(definition("local://dockerfile", "one"))), 2);
+    }
+}
