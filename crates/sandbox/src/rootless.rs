@@ -9,11 +9,13 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::mount::MountPropagationFlags;
+use rustix::process::{WaitId, WaitIdOptions};
 
 use crate::sys;
 
@@ -106,9 +108,11 @@ impl Ranges {
 }
 
 fn missing_ranges(uid: u32) -> String {
-    let program = if find_program("newuidmap").is_none() { "newuidmap is not installed (Debian's package uidmap)" } else { "" };
-    let ranges = "it has no subordinate ids (a line USER:100000:65536 in both /etc/subuid and /etc/subgid)";
-    format!("user {uid} is mapped alone, since {}", if program.is_empty() { ranges } else { program })
+    let why = match find_program("newuidmap") {
+        None => "newuidmap is not installed (Debian's package uidmap)",
+        Some(_) => "it has no subordinate ids (a line USER:100000:65536 in both /etc/subuid and /etc/subgid)",
+    };
+    format!("user {uid} is mapped alone, since {why}")
 }
 
 /// The user's own id becomes 0, and its subordinate ranges follow from 1 on.
@@ -146,6 +150,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
 
 /// A child that stays outside of the namespace, where setuid programs work.
 struct Mapper {
+    process: sys::Child,
     go: fs::File,
     answer: fs::File,
 }
@@ -154,8 +159,8 @@ impl Mapper {
     fn start(ranges: &Ranges) -> io::Result<Self> {
         let ((wait, go), (answer, say)) = (pipe()?, pipe()?);
         let own = rustix::process::getpid().as_raw_nonzero().get();
-        if sys::clone_process(0, None, false)?.is_some() {
-            return Ok(Self { go, answer });
+        if let Some(process) = sys::clone_process(0, None, false)? {
+            return Ok(Self { process, go, answer });
         }
         drop((go, answer));
         let outcome = map_from_outside(own, ranges, wait);
@@ -163,11 +168,14 @@ impl Mapper {
         std::process::exit(0)
     }
 
-    /// Lets it write the maps. Says why they could not be written.
+    /// Lets it write the maps, and reaps it: the program that is executed next knows nothing of this child. Says why the maps could not be
+    /// written.
     fn finish(mut self) -> Result<(), String> {
         let mut said = String::new();
         let told = self.go.write_all(b"!").and_then(|()| self.answer.read_to_string(&mut said));
-        told.map_err(|e| e.to_string())?;
+        drop(self.go);
+        let ended = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(self.process.pidfd.as_fd()), WaitIdOptions::EXITED));
+        told.and(ended.map(drop).map_err(io::Error::from)).map_err(|e| e.to_string())?;
         if said.is_empty() { Ok(()) } else { Err(said) }
     }
 }

@@ -100,10 +100,17 @@ pub(crate) fn watch(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>
     Ok(unsafe { tokio::io::unix::AsyncFd::register(fd) }?)
 }
 
-/// Marks every descriptor from `first` on close-on-exec.
-pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: only sets a flag; open descriptors stay open.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }).map(drop)
+/// Closes every descriptor but the standard streams and `kept`, whoever owns it. For a process that is about to execute a program, or else
+/// to exit: the kernel resolves paths in `/proc/self/fd` before it closes what an exec closes.
+pub(crate) fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
+    let kept = kept.as_raw_fd().max(2) as u32;
+    for (first, last) in [(3, kept - 1), (kept + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: no memory depends on a descriptor here, and this process uses none but `kept` any more.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+    }
+    Ok(())
 }
 
 /// All signals back to their default action and none blocked: an exec keeps what is ignored or blocked.

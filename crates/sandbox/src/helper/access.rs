@@ -23,9 +23,15 @@ pub(crate) enum Streams {
 }
 
 /// Turns this process, which stands in its container's root, into the program. Returns only on failure. `ready` is called when all that
-/// is left is to execute.
-pub(crate) fn become_program(process: &SpecProcess, user: &User, streams: &Streams, ready: impl FnOnce() -> Outcome<()>) -> Failed {
-    match prepare(process, user, streams, ready) {
+/// is left is to execute; of all descriptors only `daemon` is open then.
+pub(crate) fn become_program(
+    process: &SpecProcess,
+    user: &User,
+    streams: &Streams,
+    daemon: &OwnedFd,
+    ready: impl FnOnce() -> Outcome<()>,
+) -> Failed {
+    match prepare(process, user, streams, daemon, ready) {
         Err(failed) => failed,
         Ok((program, args, env)) => {
             let error = sys::exec(&program, &args, &env);
@@ -37,7 +43,13 @@ pub(crate) fn become_program(process: &SpecProcess, user: &User, streams: &Strea
 
 type Program = (CString, Vec<CString>, Vec<CString>);
 
-fn prepare(process: &SpecProcess, user: &User, streams: &Streams, ready: impl FnOnce() -> Outcome<()>) -> Outcome<Program> {
+fn prepare(
+    process: &SpecProcess,
+    user: &User,
+    streams: &Streams,
+    daemon: &OwnedFd,
+    ready: impl FnOnce() -> Outcome<()>,
+) -> Outcome<Program> {
     rustix::process::setsid().tried(|| "start a session")?;
     enter_cwd(&process.cwd)?;
     connect(streams, user)?;
@@ -63,8 +75,7 @@ fn prepare(process: &SpecProcess, user: &User, streams: &Streams, ready: impl Fn
     ready()?;
     sys::reset_signals();
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    // Kernel threads aside, nothing but 0, 1 and 2 survives the exec.
-    sys::close_on_exec_from(3).tried(|| "close descriptors")?;
+    sys::close_all_but(daemon.as_fd()).tried(|| "close descriptors")?;
     Ok((program, args, env))
 }
 

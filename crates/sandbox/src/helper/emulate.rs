@@ -7,8 +7,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use super::mount::put;
 use super::path::{open_dir, open_in};
-use super::{Failed, Outcome, Try as _, root};
+use super::{Failed, Outcome, Try as _};
 use crate::emulation::Emulator;
 use crate::{link, sys};
 
@@ -62,7 +63,7 @@ pub(super) fn install(emulator: &Emulator, program: &OwnedFd, monitor: &OwnedFd)
     let top = open_dir(std::path::Path::new("/")).tried(action)?;
     let place = open_in(top.as_fd(), PLACE, OFlags::PATH | OFlags::DIRECTORY).tried(|| format!("open {PLACE}"))?;
     sys::set_mount_attributes(files.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), false).tried(action)?;
-    root::put(&files, &place).tried(|| format!("mount {PLACE}"))
+    put(&files, &place).tried(|| format!("mount {PLACE}"))
 }
 
 fn mount() -> Result<OwnedFd, Errno> {

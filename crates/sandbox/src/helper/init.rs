@@ -7,9 +7,10 @@ use rustix::pty::OpenptFlags;
 
 use super::access::{Streams, become_program};
 use super::cgroup::{Cgroups, Group};
+use super::mount::{clone_fd, put};
 use super::path::{Want, ensure, open_in};
 use super::user::User;
-use super::{Failed, Outcome, Try as _, emulate, root};
+use super::{Outcome, Try as _, emulate, root};
 use crate::link::{self, Report, Spec};
 use crate::sys;
 
@@ -27,7 +28,7 @@ pub(crate) fn run(
         Err(failed) => failed,
         Ok((user, stubs)) => match streams(files, daemon, 0) {
             Err(failed) => failed,
-            Ok(streams) => become_program(&spec.process, &user, &streams, || {
+            Ok(streams) => become_program(&spec.process, &user, &streams, daemon, || {
                 link::send(daemon, &Report::Started { number: 0, stubs }, &[]).tried(|| "report the start")
             }),
         },
@@ -89,12 +90,10 @@ pub(super) fn streams(files: Option<[OwnedFd; 3]>, daemon: &OwnedFd, number: u32
     Ok(Streams::Terminal(terminal))
 }
 
-/// The container's terminal is its console.
+/// The container's terminal is its console. It is mounted from the descriptor itself: under its name there may be anything.
 fn console(terminal: &OwnedFd) -> Outcome<()> {
     let action = || "make the terminal the console";
     let root = super::path::open_dir(std::path::Path::new("/")).tried(action)?;
     let place = ensure(root.as_fd(), std::path::Path::new("/dev/console"), Want::File).tried(action)?;
-    let name = rustix::termios::ttyname(terminal, Vec::new()).map_err(|errno| Failed::new(action(), errno))?;
-    let peer = rustix::fs::openat(&root, name.as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).tried(action)?;
-    root::clone_fd(peer.as_fd()).and_then(|mount| root::put(&mount, &place.fd)).tried(action)
+    clone_fd(terminal.as_fd()).and_then(|mount| put(&mount, &place.fd)).tried(action)
 }

@@ -13,6 +13,7 @@ mod emulate;
 mod init;
 mod join;
 mod monitor;
+mod mount;
 mod oci;
 mod path;
 mod root;

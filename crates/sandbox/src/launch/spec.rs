@@ -13,6 +13,10 @@ pub(super) fn check(container: &Container, process: &Process) -> Result<(), Sand
     if id.is_empty() || id.len() > 128 || !id.bytes().all(letters) || !id.as_bytes()[0].is_ascii_alphanumeric() {
         return Err(SandboxError::Invalid(format!("id {id:?}")));
     }
+    // Its directories are made by root, and not to be made elsewhere.
+    if container.cgroup_parent.split('/').any(|name| name == "..") {
+        return Err(SandboxError::Invalid(format!("cgroup parent {:?}: it leads upwards", container.cgroup_parent)));
+    }
     if process.args.is_empty() {
         return Err(SandboxError::Invalid("no program to run".to_owned()));
     }

@@ -1,0 +1,68 @@
+//! `/dev`: a tmpfs with the few devices that every container has.
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::Builder;
+use crate::defaults::{DEV_LINKS, DEV_SIZE, DEVICES, INSECURE_DEVICES, SPARE_LOOPS};
+use crate::helper::mount::{NODEV, NOSUID, STRICTATIME, clone, new, put};
+use crate::helper::{Outcome, Try as _};
+
+impl Builder<'_> {
+    pub(super) fn mount_dev(&mut self, dest: &str) -> Outcome<()> {
+        let bind = !self.spec.insecure && !self.group.guards_devices;
+        let attributes = if bind { NOSUID | NODEV | STRICTATIME } else { NOSUID | STRICTATIME };
+        let dev = new("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], attributes).tried(|| "mount /dev")?;
+        for (target, name) in DEV_LINKS.map(|(name, target)| (target, name)) {
+            rustix::fs::symlinkat(target, &dev, name).tried(|| format!("create /dev/{name}"))?;
+        }
+        for name in ["pts", "shm", "mqueue"] {
+            rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).tried(|| format!("create /dev/{name}"))?;
+        }
+        self.attach(&dev, dest, false)?;
+        for (name, major, minor) in DEVICES {
+            device(&dev, name, FileType::CharacterDevice, major, minor, bind).tried(|| format!("create /dev/{name}"))?;
+        }
+        if self.spec.insecure {
+            self.insecure_devices(&dev);
+        }
+        Ok(())
+    }
+
+    /// What the kernel does not let us make is left out.
+    fn insecure_devices(&self, dev: &OwnedFd) {
+        let _ = rustix::fs::mkdirat(dev, "net", Mode::from_raw_mode(0o755));
+        for (name, major, minor) in INSECURE_DEVICES {
+            let _ = device(dev, name, FileType::CharacterDevice, major, minor, false);
+        }
+        for number in 0..loop_devices() {
+            let _ = device(dev, &format!("loop{number}"), FileType::BlockDevice, 7, number, false);
+        }
+    }
+}
+
+/// How many loop devices an insecure container gets: those in use and some.
+pub(crate) fn loop_devices() -> u32 {
+    let used = std::fs::read_dir("/sys/block").map_or(0, |blocks| {
+        let loops = blocks.flatten().filter_map(|block| block.file_name().to_str()?.strip_prefix("loop")?.parse::<u32>().ok());
+        loops.filter(|n| Path::new(&format!("/sys/block/loop{n}/loop")).exists()).map(|n| n + 1).max().unwrap_or(0)
+    });
+    used + SPARE_LOOPS + 1
+}
+
+/// A device node, or where we may not make any, the host's.
+fn device(dev: &OwnedFd, name: &str, kind: FileType, major: u32, minor: u32, bind: bool) -> Result<(), Errno> {
+    if !bind {
+        let number = rustix::fs::makedev(major, minor);
+        match rustix::fs::mknodat(dev, name, kind, Mode::from_raw_mode(0o666), number) {
+            Err(Errno::PERM) => {}
+            outcome => return outcome,
+        }
+    }
+    let host = clone(&Path::new("/dev").join(name), false)?;
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(dev, name, flags, Mode::from_raw_mode(0o666))?;
+    put(&host, &rustix::fs::openat(dev, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
