@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use testkit::User;
 
-/// Nobody's on this machine.
-const USER: u32 = 54_321;
 /// Capabilities that container engines give by default.
 const ENGINE_CAPABILITIES: [&str; 14] = [
     "CAP_CHOWN",
@@ -30,47 +29,28 @@ const ENGINE_CAPABILITIES: [&str; 14] = [
     "CAP_AUDIT_WRITE",
 ];
 
-/// A directory that the user owns, with the program and a Dockerfile in it.
+/// An ordinary user with a Dockerfile at home.
 struct Home {
-    dir: tempfile::TempDir,
+    user: User,
 }
 
 impl Home {
     fn new(dockerfile: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("kiln-rootless").tempdir().unwrap();
-        let own = |path: &Path| std::os::unix::fs::chown(path, Some(USER), Some(USER)).unwrap();
-        fs::copy(testkit::kiln_binary(), dir.path().join("kiln")).unwrap();
-        fs::set_permissions(dir.path().join("kiln"), fs::Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(dir.path().join("context")).unwrap();
-        fs::write(dir.path().join("context/Dockerfile"), dockerfile).unwrap();
-        fs::write(dir.path().join("ids"), "somebody:200000:65536\n").unwrap();
-        let passwd = fs::read_to_string("/etc/passwd").unwrap() + &format!("somebody:x:{USER}:{USER}::/:/bin/sh\n");
-        fs::write(dir.path().join("passwd"), passwd).unwrap();
-        for name in ["", "kiln", "context", "context/Dockerfile", "ids", "passwd"] {
-            own(&dir.path().join(name));
-        }
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self { dir }
+        let user = User::new();
+        fs::create_dir(user.path("context")).unwrap();
+        fs::write(user.path("context/Dockerfile"), dockerfile).unwrap();
+        user.own(&user.path("context"));
+        user.own(&user.path("context/Dockerfile"));
+        Self { user }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.user.path(name)
     }
 
-    /// The script as the user, with subordinate ids (or with none, as if it had never been given any).
+    /// The script as the user, with subordinate ids or without any.
     fn run(&self, subordinate: bool, script: &str) -> Output {
-        let ids = if subordinate { self.path("ids") } else { "/dev/null".into() };
-        let privileged =
-            r#"mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid && mount --bind passwd /etc/passwd && shift && exec "$@""#;
-        // Where no user has any yet the files may be missing; they are made empty, which means the same.
-        for file in ["/etc/subuid", "/etc/subgid"] {
-            drop(fs::OpenOptions::new().append(true).create(true).open(file).unwrap());
-        }
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private", "sh", "-c", privileged, "sh"]).arg(ids);
-        command.args(["setpriv", &format!("--reuid={USER}"), &format!("--regid={USER}"), "--clear-groups", "sh", "-c", script]);
-        command.current_dir(self.dir.path()).env_clear().env("PATH", std::env::var("PATH").unwrap());
-        command.env("HOME", self.dir.path()).env("USER", "somebody").output().unwrap()
+        self.user.command(subordinate).args(["sh", "-c", script]).output().unwrap()
     }
 
     /// What a build with these options prints of its steps' output, and the files of its image's last layers.
@@ -133,13 +113,15 @@ fn other_runtimes_are_rootless_too() {
         let script = format!(
             "./kiln daemon --root {root}-{runtime} --addr unix://{root}.sock --oci-worker-binary {binary} --idle-exit 1 2> {root}.log & \
              until ./kiln --addr unix://{root}.sock debug workers > /dev/null 2>&1 || ! kill -0 $!; do :; done; \
-             ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin context; code=$?; kill $!; wait $!; cat {root}.log; exit $code",
+             ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin context; code=$?; \
+             cat /proc/[0-9]*/status 2> /dev/null | awk -v daemon=$! '/^State:/ {{ state = $2 }} /^PPid:/ && $2 == daemon && state == \"Z\" {{ print \"zombie\" }}'; \
+             kill $!; wait $!; cat {root}.log; exit $code",
             root = home.path(runtime).display(),
             binary = binary.display(),
         );
         let output = home.run(true, &script);
         let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("ids 0 2"), "{runtime}: {text}");
+        assert!(output.status.success() && text.contains("ids 0 2") && !text.contains("zombie"), "{runtime}: {text}");
     }
 }
 
@@ -169,11 +151,11 @@ fn in_container(home: &Home, script: &str) -> (bool, String) {
     let bundle = tempfile::tempdir().unwrap();
     let bind = |from: &Path, to: &str, mode: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", mode]});
     let virtual_fs = |to: &str, kind: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
-    let work = home.dir.path().to_str().unwrap();
+    let work: String = home.path("").to_str().unwrap().trim_end_matches('/').to_owned();
     let config: Value = json!({
         "ociVersion": "1.0.2",
         "process": {
-            "user": {"uid": USER, "gid": USER},
+            "user": {"uid": User::ID, "gid": User::ID},
             "args": ["sh", "-c", script],
             "env": [format!("PATH={}", std::env::var("PATH").unwrap()), format!("HOME={work}"), "USER=somebody"],
             "cwd": work,
@@ -207,7 +189,7 @@ fn in_container(home: &Home, script: &str) -> (bool, String) {
             Err(_) => {}
         }
     }
-    mounts.push(bind(home.dir.path(), work, "rw"));
+    mounts.push(bind(&home.path(""), &work, "rw"));
     // As images for this purpose have them: with file capabilities in the place of the setuid bit.
     for (name, capability) in [("newuidmap", 7), ("newgidmap", 6)] {
         let copy = bundle.path().join(name);

@@ -5,20 +5,34 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::wait_until;
+use crate::{User, wait_until};
 
 /// The kiln daemon as a process, on a root and a socket of its own.
 pub struct Daemon {
     child: Option<Child>,
     home: TempDir,
     flags: Vec<String>,
+    /// Who runs it, if not root.
+    user: Option<User>,
 }
 
 impl Daemon {
     /// Starts a daemon with extra `flags` and waits until it answers.
     pub fn start(flags: &[&str]) -> Self {
+        Self::start_as(None, flags)
+    }
+
+    /// The same, started by an ordinary user with subordinate ids.
+    pub fn start_rootless(flags: &[&str]) -> Self {
+        Self::start_as(Some(User::new()), flags)
+    }
+
+    fn start_as(user: Option<User>, flags: &[&str]) -> Self {
         let home = tempfile::Builder::new().prefix("kiln-test-").tempdir().unwrap();
-        let mut daemon = Self { child: None, home, flags: flags.iter().map(|&f| f.to_owned()).collect() };
+        if let Some(user) = &user {
+            user.own(home.path());
+        }
+        let mut daemon = Self { child: None, home, flags: flags.iter().map(|&f| f.to_owned()).collect(), user };
         daemon.restart();
         daemon
     }
@@ -27,7 +41,15 @@ impl Daemon {
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "the daemon is still running");
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let child = Command::new(kiln_binary())
+        let mut command = match &self.user {
+            None => Command::new(kiln_binary()),
+            Some(user) => {
+                let mut command = user.command(true);
+                command.arg(user.path("kiln"));
+                command
+            }
+        };
+        let child = command
             .arg("daemon")
             .args(["--root".as_ref(), self.root().as_os_str()])
             .args(["--addr", &self.address()])

@@ -9,6 +9,7 @@ mod http;
 mod image;
 mod registry;
 mod tar;
+mod user;
 mod wait;
 
 pub use daemon::{Daemon, kiln_binary};
@@ -16,4 +17,5 @@ pub use http::{Reply, http};
 pub use image::{BaseImage, busybox_image};
 pub use registry::Registry;
 pub use tar::{Tar, TarEntry, read_tar};
+pub use user::User;
 pub use wait::wait_until;
