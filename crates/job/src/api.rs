@@ -131,6 +131,11 @@ impl Request {
     pub fn client_driven(&self) -> bool {
         self.definition.is_none() && self.frontend.is_empty()
     }
+
+    /// What the frontend, be it here or in the client, is given to build with.
+    pub fn inputs(&self) -> BTreeMap<String, Arc<llb::Graph>> {
+        self.frontend_inputs.iter().map(|(name, graph)| (name.clone(), Arc::new(graph.clone()))).collect()
+    }
 }
 
 /// An exporter or a cache location: its type and its attributes.

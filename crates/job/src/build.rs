@@ -71,11 +71,8 @@ impl Build {
         let request = without_detour(request);
         let granted = entitlement::Granted::new(&request.entitlements, &settings.entitlements)?;
         let (hub, cancel, group) = (Hub::new(), Cancel::new(), Group::default());
-        let asked = provenance::Request {
-            frontend: request.frontend.clone(),
-            opts: request.frontend_attrs.clone(),
-            inputs: request.frontend_inputs.iter().map(|(name, graph)| (name.clone(), Arc::new(graph.clone()))).collect(),
-        };
+        let asked =
+            provenance::Request { frontend: request.frontend.clone(), opts: request.frontend_attrs.clone(), inputs: request.inputs() };
         let unique_id = worker.layers().new_id().to_string();
         Ok(Arc::new_cyclic(|build: &Weak<Self>| {
             let nested = Arc::new(crate::nested::Steps(build.clone()));
@@ -216,7 +213,7 @@ impl Build {
             graph: request.definition.clone().map(Arc::new),
             frontend: request.frontend.clone(),
             frontend_opts: request.frontend_attrs.clone(),
-            frontend_inputs: request.frontend_inputs.iter().map(|(name, graph)| (name.clone(), Arc::new(graph.clone()))).collect(),
+            frontend_inputs: request.inputs(),
             // A frontend is told of them by its attributes.
             cache_imports: request.cache_imports.iter().map(|t| CacheImport { kind: t.kind.clone(), attrs: t.attrs.clone() }).collect(),
             ..SolveRequest::default()

@@ -75,7 +75,9 @@ impl BuildContainer {
             network: exec::network(request.network),
             ..sandbox::Container::new(exec::container_id("gateway"), prepared.root())
         };
-        let emulator = request.platform.as_ref().filter(|platform| platform.os == "linux").map(|platform| build.worker.emulator(platform));
+        // Which architecture is seldom said; then it is the worker's.
+        let foreign = request.platform.as_ref().filter(|platform| platform.os == "linux" && !platform.architecture.is_empty());
+        let emulator = foreign.map(|platform| build.worker.emulator(platform));
         let template = sandbox::Container { emulator: emulator.transpose()?.flatten(), ..template };
         let windows = request.platform.is_some_and(|platform| platform.os == "windows");
         Ok(Arc::new(Self {

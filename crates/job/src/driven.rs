@@ -22,10 +22,10 @@ pub struct Driven {
 
 impl Driven {
     pub fn new(build: Arc<Build>) -> Self {
-        let bridge =
-            Arc::new(BuildBridge::new(build.clone(), build.request.frontend_attrs.clone(), Default::default(), build.scope().clone()));
+        let request = &build.request;
+        let bridge = BuildBridge::new(build.clone(), request.frontend_attrs.clone(), request.inputs(), build.scope().clone());
         let returned = build.returned().clone();
-        Self { build, bridge, returned }
+        Self { build, bridge: Arc::new(bridge), returned }
     }
 
     /// For a frontend in a container: what it returns is no end of the build yet.

@@ -296,6 +296,13 @@ async fn stubs_are_reported(world: World) {
     let at = |path: &str| stubs.iter().position(|stub| stub == std::path::Path::new(path)).unwrap();
     assert!(at("/new/dir") < at("/new"), "{stubs:?}");
     assert_eq!(stubs.len(), 5, "{stubs:?}");
+    // Where a default mount was first to need the parent, it is a parent all the same.
+    fs::remove_dir(world.path("base/dev")).unwrap();
+    let mut container = world.container();
+    container.mounts = vec![mount("/dev/shm", MountSource::Tmpfs { size: None }, false)];
+    container.recursive_stubs = true;
+    let stubs = world.run(container, shell("true")).await.exit.stubs;
+    assert!(stubs.contains(&"/dev".into()), "{stubs:?}");
 }
 
 async fn a_readonly_root(world: World) {

@@ -63,14 +63,21 @@ pub(crate) fn ensure(root: BorrowedFd<'_>, path: &Path, want: Want) -> Result<Ma
             Ok(fd) => fd,
             Err(Errno::NOENT) => {
                 let before = rustix::fs::fstat(parent)?;
-                if todo.is_empty() && want == Want::File {
+                let made = if todo.is_empty() && want == Want::File {
                     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
-                    rustix::fs::openat(parent, text, flags, Mode::from_raw_mode(0o755))?;
+                    rustix::fs::openat(parent, text, flags, Mode::from_raw_mode(0o755)).map(drop)
                 } else {
-                    rustix::fs::mkdirat(parent, text, Mode::from_raw_mode(0o755))?;
+                    rustix::fs::mkdirat(parent, text, Mode::from_raw_mode(0o755))
+                };
+                match made {
+                    Ok(()) => {
+                        keep_times(parent, &before)?;
+                        created.push(absolute(&here, &name));
+                    }
+                    // Another container that has the same cache mounted was quicker.
+                    Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno),
                 }
-                keep_times(parent, &before)?;
-                created.push(absolute(&here, &name));
                 open_child(parent, text)?
             }
             Err(errno) => return Err(errno),
@@ -150,4 +157,25 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 
 pub(crate) fn is_dir(fd: BorrowedFd<'_>) -> bool {
     rustix::fs::statat(fd, "", AtFlags::EMPTY_PATH).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_containers_make_the_same_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open_dir(dir.path()).unwrap();
+        let start = std::sync::Barrier::new(4);
+        let made: usize = std::thread::scope(|scope| {
+            let make = || {
+                let ensure = |n: usize, want| ensure(root.as_fd(), Path::new(&format!("/{n}/place")), want).unwrap().created.len();
+                (0..200).map(|n| (start.wait(), ensure(n, if n % 2 == 0 { Want::Directory } else { Want::File })).1).sum()
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+            threads.into_iter().map(|thread| -> usize { thread.join().unwrap() }).sum()
+        });
+        assert_eq!(made, 400, "each place is made by one");
+    }
 }

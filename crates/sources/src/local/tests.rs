@@ -306,8 +306,12 @@ async fn everything_is_asked_for_without_a_differ() {
     let everything = || Wanted { everything: true, metadata_only: None };
     dir.sync(&sample(), everything()).await;
     let (changed, requested) = dir.sync(&sample(), everything()).await;
-    assert_eq!((changed, requested.len()), (true, 4));
-    assert_eq!(dir.read("a/x"), "hello");
+    assert_eq!((changed, requested.len()), (false, 4), "what came is what was there");
+    // The metadata says nothing of this change.
+    let (changed, requested) = dir.sync(&sample().file("a/x", "jello"), everything()).await;
+    assert_eq!((changed, requested.len(), dir.read("a/x").as_str()), (true, 4, "jello"));
+    let (changed, _) = dir.sync(&sample().file("a/x", "jello").without("a/y"), everything()).await;
+    assert!(changed && !dir.path().join("a/y").exists());
 }
 
 #[tokio::test]

@@ -198,6 +198,9 @@ impl Writer {
         if self.disk.is_none() && self.previous.as_ref().is_some_and(|p| p.index.metadata != metadata) {
             self.begin(self.entries.len())?;
         }
+        if self.wanted.everything && self.is_as_before(&metadata) {
+            return Ok(Synced::Unchanged);
+        }
         let Some(disk) = &self.disk else { return Ok(Synced::Unchanged) };
         for stat in self.entries.iter().filter(|s| is_hard_link(s)) {
             disk.hard_link(stat)?;
@@ -214,6 +217,22 @@ impl Writer {
         }
         let records = if listing.is_none() { self.records() } else { None };
         Ok(Synced::Changed(Changes { index: Index { entries: self.entries, metadata }, records }))
+    }
+
+    /// Whether what was asked for anew is what the last version has: else each build would add a version.
+    fn is_as_before(&mut self, metadata: &[u8; 32]) -> bool {
+        let Some(Previous { index, .. }) = &self.previous else { return false };
+        let alike = |(old, new): (&Stat, &Stat)| old.path == new.path && same(old, new);
+        let lists = index.metadata == *metadata && index.entries.len() == self.entries.len();
+        if !lists || !index.entries.iter().zip(&self.entries).all(alike) {
+            return false;
+        }
+        let Some(before) = self.previous.take().and_then(|previous| (previous.records)()) else { return false };
+        let mut files = self.entries.iter().enumerate().filter(|(_, stat)| is_regular(stat) && stat.linkname.is_empty());
+        files.all(|(place, stat)| {
+            let old = before.digest_of(&Path::new("/").join(&stat.path));
+            old.is_some() && old == self.hashes.get(&place)
+        })
     }
 
     /// What came was hashed; what did not change is as it was.

@@ -50,6 +50,8 @@ struct Builder<'a> {
     root: OwnedFd,
     root_mount: u64,
     stubs: Vec<PathBuf>,
+    /// Places that were made in the root for the default mounts.
+    made: Vec<PathBuf>,
     memory: Option<OwnedFd>,
     secrets: usize,
     covers: kernel::Covers,
@@ -185,6 +187,7 @@ impl<'a> Builder<'a> {
                 root,
                 root_mount,
                 stubs: Vec::new(),
+                made: Vec::new(),
                 memory: None,
                 secrets: 0,
                 covers: kernel::Covers::default(),
@@ -205,6 +208,10 @@ impl<'a> Builder<'a> {
         if !place.created.is_empty() && mount_id(place.fd.as_fd()) == self.root_mount {
             let reported = if self.spec.recursive_stubs { 0 } else { place.created.len() - 1 };
             self.stubs.extend_from_slice(&place.created[reported..]);
+        }
+        if self.spec.recursive_stubs {
+            // A default mount hides that its place is one of the parents that were missing.
+            self.stubs.extend(self.made.extract_if(.., |made| Path::new(dest).starts_with(made)));
         }
         Ok(place.fd)
     }
@@ -241,7 +248,9 @@ impl<'a> Builder<'a> {
         let place = if stub {
             self.make_place(dest, want(mount))?
         } else {
-            ensure(self.root.as_fd(), Path::new(dest), want(mount)).tried(|| format!("create mount point {dest}"))?.fd
+            let place = ensure(self.root.as_fd(), Path::new(dest), want(mount)).tried(|| format!("create mount point {dest}"))?;
+            self.made.extend(place.created);
+            place.fd
         };
         put(mount, &place).tried(|| format!("mount {dest}"))
     }
