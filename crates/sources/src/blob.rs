@@ -1,6 +1,7 @@
 //! `docker-image+blob://` and `oci-layout+blob://`: one blob as a file.
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use fault::Result;
 use futures_util::StreamExt as _;
 use layers::{Layer, Properties};
@@ -64,24 +65,44 @@ pub(crate) async fn fetch(shared: &Shared, request: &Request, context: &Context)
     let properties = Properties::new(format!("blob {}", request.image.reference)).of_type(&request.image.record_type);
     let name = if request.placement.filename.is_empty() { request.digest.hex().to_owned() } else { request.placement.filename.clone() };
     let mut file = request.placement.begin(shared, properties, name)?;
-    let origin = Origin::new(shared, &request.image, context);
-    let mut hasher = Hasher::new();
     let copied = async {
-        let mut stream = origin.blob_of_unknown_size(&request.digest).await?;
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk?;
-            hasher.update(&chunk);
+        let mut blob = Incoming::open(shared, request, context).await?;
+        while let Some(chunk) = blob.next().await? {
             file.write(chunk).await?;
         }
         Ok::<_, fault::Fault>(())
     };
     context.cancel.run(copied).await?;
-    let actual = hasher.finish();
-    if actual != request.digest {
-        let url = request.image.reference.to_string();
-        return Err(SourceError::Checksum { url, actual, expected: request.digest.clone() }.into());
-    }
     file.finish(0).await
+}
+
+/// A blob on its way here.
+pub(crate) struct Incoming<'a> {
+    request: &'a Request,
+    stream: layers::ByteStream,
+    hasher: Hasher,
+}
+
+impl<'a> Incoming<'a> {
+    pub async fn open(shared: &Shared, request: &'a Request, context: &Context) -> Result<Self> {
+        let stream = Origin::new(shared, &request.image, context).blob_of_unknown_size(&request.digest).await?;
+        Ok(Self { request, stream, hasher: Hasher::new() })
+    }
+
+    /// The end comes only if all was what the digest says.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        if let Some(chunk) = self.stream.next().await.transpose()? {
+            self.hasher.update(&chunk);
+            return Ok(Some(chunk));
+        }
+        let (actual, expected) = (std::mem::replace(&mut self.hasher, Hasher::new()).finish(), &self.request.digest);
+        match actual == *expected {
+            true => Ok(None),
+            false => {
+                Err(SourceError::Checksum { url: self.request.image.reference.to_string(), actual, expected: expected.clone() }.into())
+            }
+        }
+    }
 }
 
 impl Origin {

@@ -8,8 +8,6 @@ pub enum SourceError {
     Identifier { identifier: String },
     #[error("unknown scheme {scheme}: not found")]
     Scheme { scheme: String },
-    #[error("{0} is not supported by this version of kiln")]
-    Feature(&'static str),
     #[error("invalid {what} {value:?}")]
     Attr { what: &'static str, value: String },
     #[error("invalid reference {text:?}")]
@@ -44,6 +42,8 @@ pub enum SourceError {
     Checksum { url: String, actual: Digest, expected: Digest },
     #[error("http signature verification requires both pubkey and signature")]
     Signature,
+    #[error("cannot verify the signature of {url}: it is larger than {limit} bytes")]
+    TooLarge { url: String, limit: u64 },
     #[error("http checksum request suffix exceeds max size {limit}")]
     Suffix { limit: usize },
     #[error("no active sessions")]
@@ -54,7 +54,6 @@ impl Classified for SourceError {
     fn kind(&self) -> Kind {
         match self {
             Self::Scheme { .. } | Self::Platform { .. } | Self::Missing { .. } | Self::NoSession => Kind::NotFound,
-            Self::Feature(_) => Kind::Unimplemented,
             Self::ImageChecksum { .. } | Self::Checksum { .. } | Self::Content { .. } => Kind::Precondition,
             Self::Status { status } if *status >= 500 => Kind::Unavailable,
             Self::Status { status: 404 } => Kind::NotFound,

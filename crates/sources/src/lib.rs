@@ -17,6 +17,7 @@ mod key;
 mod local;
 mod memo;
 mod scheme;
+mod signature;
 mod store;
 
 pub use error::SourceError;
@@ -26,6 +27,7 @@ pub use image::{Chain, ImageConfig};
 pub use key::Key;
 pub use local::LocalError;
 pub use scheme::normal_identifier;
+pub use signature::SignatureError;
 pub use store::{Context, Sources};
 
 /// What fuzz targets call; see `docs/fuzzing.md`.

@@ -253,3 +253,47 @@ async fn a_cancelled_build_ends_git() {
     );
     drop(canceller.join().unwrap());
 }
+
+/// A client that has the bundle which a build of `vertex` made, and the attributes that lead to it.
+async fn with_bundle(place: &Place, vertex: &llb::Vertex, context: &sources::Context) -> (Arc<Client>, String) {
+    let layer = place.fetch(vertex, context).await.unwrap().unwrap();
+    let snapshot::MountSpec::Overlay { lowers, .. } = layer.mount_spec().unwrap() else { panic!("an overlay") };
+    let bundle = std::fs::read(lowers[0].join("bundle")).unwrap();
+    let digest = Digest::of(&bundle);
+    let client = Client::new("c");
+    client.blobs.lock().unwrap().insert(format!("oci:s/{digest}"), bundle.into());
+    (Arc::new(client), format!("oci-layout+blob://not/real@{digest}"))
+}
+
+#[tokio::test]
+async fn a_bundle_stands_for_its_remote() {
+    let remote = Remote::new();
+    remote.git(&["commit", "-q", "--allow-empty", "-m", "second"]);
+    remote.publish();
+    let head = remote.git(&["rev-parse", "HEAD"]);
+    let (first, alone) = (Place::new(), context(&[]));
+    // A shallow copy of the repository is there already.
+    first.fetch(&remote.vertex("#main", &[]), &alone).await.unwrap();
+    let vertex = remote.vertex("#main", &[("git.checksum", &head), ("git.checkoutbundle", "true")]);
+    let key = first.key(&vertex, 0, &alone).await.unwrap();
+    assert_eq!(key.digest, Digest::of(format!("buildkit.source.v0:{head}(bundle)")));
+    let (client, bundle) = with_bundle(&first, &vertex, &alone).await;
+    // From here on the remote itself is gone.
+    let unreachable = ("git.fullurl", "http://127.0.0.1:1/x.git");
+    for (fragment, reference) in [("#main", "refs/heads/main"), ("", head.as_str()), (&format!("#{head}"), head.as_str())] {
+        let (place, context) = (Place::new(), context(&[client.clone()]));
+        let attrs = [unreachable, ("git.bundle", &bundle), ("git.checksum", &head), ("oci.store", "s"), ("git.keepgitdir", "true")];
+        let vertex = support::vertex(&format!("git://127.0.0.1:1/x.git{fragment}"), &attrs);
+        let key = place.key(&vertex, 0, &context).await.unwrap();
+        assert_eq!(key.digest, Digest::of(format!("buildkit.source.v0:{head}.git#{reference}")), "{fragment}");
+        let layer = place.fetch(&vertex, &context).await.unwrap().unwrap();
+        let view = place.files(&layer, &context).await;
+        assert_eq!(read(&view, "file"), "one", "{fragment}");
+        assert_eq!(std::fs::read_dir(place.root.path().join("scratch")).unwrap().count(), 0, "nothing is left behind");
+    }
+    let (place, context) = (Place::new(), context(&[client]));
+    let other = "0".repeat(40);
+    let attrs = [unreachable, ("git.bundle", bundle.as_str()), ("git.checksum", &other), ("oci.store", "s")];
+    let fault = place.fetch(&support::vertex("git://127.0.0.1:1/x.git", &attrs), &context).await.unwrap_err();
+    assert!(fault.to_string().starts_with(&format!("commit {other} not found in bundle")), "{fault}");
+}

@@ -5,6 +5,7 @@ mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use oci::Digest;
@@ -185,4 +186,27 @@ async fn compression_of_the_way_is_undone() {
     let cut = vertex(&server.url("/cut"), &agent);
     let error = place.key(&cut, 0, &context(&[])).await.unwrap_err().to_string();
     assert!(error.starts_with("invalid gzip body"), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_must_be_signed_where_that_is_asked_for() {
+    let fixture =
+        |name: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/signature/fixtures").join(name)).unwrap();
+    let server = Server::start(|_, path, _| ("200 OK".into(), if path == "/good" { "hello\nworld\n" } else { "hello\nworld!\n" }));
+    let (place, context) = (Place::new(), context(&[]));
+    let (key, other, signature) = (fixture("ed.key"), fixture("rsa.key"), fixture("ed.sig"));
+    // A checksum that is known beforehand does not stand for the signature.
+    let sum = Digest::of("hello\nworld\n");
+    for checksum in [None, Some(("http.checksum", sum.as_str()))] {
+        let attrs: Vec<_> = [("http.sig.pubkey", key.as_str()), ("http.sig.signature", &signature)].into_iter().chain(checksum).collect();
+        let good = vertex(&server.url("/good"), &attrs);
+        assert_eq!(place.key(&good, 0, &context).await.unwrap().pin, sum.as_str());
+        place.fetch(&good, &context).await.unwrap().unwrap();
+        let attrs: Vec<_> = [("http.sig.pubkey", other.as_str()), ("http.sig.signature", &signature)].into_iter().chain(checksum).collect();
+        let fault = place.key(&vertex(&server.url("/good"), &attrs), 0, &context).await.unwrap_err();
+        assert!(fault.to_string().starts_with("failed to verify pgp signature: signature by "), "{fault}");
+    }
+    let bad = vertex(&server.url("/bad"), &[("http.sig.pubkey", &key), ("http.sig.signature", &signature)]);
+    assert!(place.key(&bad, 0, &context).await.unwrap_err().to_string().ends_with("invalid signature: verification failure"));
+    assert!(place.fetch(&bad, &context).await.is_err());
 }

@@ -35,8 +35,12 @@ pub enum GitError {
     NotADirectory { subdir: String, path: String },
     #[error("failed to find git binary: install git where the daemon runs")]
     NoGit { source: std::io::Error },
-    #[error("{0} is not supported by this version of kiln")]
-    Unsupported(&'static str),
+    #[error("failed to parse git.bundle locator {locator:?}: {problem}")]
+    Bundle { locator: String, problem: &'static str },
+    #[error("failed to inspect git bundle {locator}: no refs found")]
+    EmptyBundle { locator: String },
+    #[error("commit {commit} not found in bundle {locator}")]
+    NotInBundle { commit: String, locator: String },
     #[error("git stderr:\n{stderr}: {status}")]
     Failed { stderr: String, status: Status },
 }
@@ -57,9 +61,8 @@ impl std::fmt::Display for Status {
 impl Classified for GitError {
     fn kind(&self) -> Kind {
         match self {
-            Self::NoReference { .. } | Self::NoDefaultBranch { .. } => Kind::NotFound,
+            Self::NoReference { .. } | Self::NoDefaultBranch { .. } | Self::NotInBundle { .. } => Kind::NotFound,
             Self::Mismatch { .. } | Self::Moved { .. } => Kind::Precondition,
-            Self::Unsupported(_) => Kind::Unimplemented,
             Self::NoGit { .. } | Self::Failed { .. } => Kind::Unknown,
             _ => Kind::Invalid,
         }

@@ -3,6 +3,7 @@
 //! The work is done by the git program, with no configuration but ours. A bare repository is kept for each remote, so that only what is new is
 //! fetched; what was checked out is kept too, under the cache key's text.
 mod auth;
+mod bundle;
 mod checkout;
 mod cli;
 mod error;
@@ -25,8 +26,10 @@ pub(crate) use request::Request;
 pub(crate) use resolve::{Found, Pin};
 
 use crate::key::Key;
+use crate::signature::{SignatureError, verify_git_object};
 use crate::store::{Context, Shared};
 use repository::Repository;
+use request::Verify;
 
 /// Key text and subdirectory to the layer with the checkout.
 const CHECKOUTS: Table<str, Json<LayerId>> = Table::new("sources.git");
@@ -58,7 +61,13 @@ pub(crate) async fn key(shared: &Shared, vertex: &Vertex, request: &Request, con
 pub(crate) async fn fetch(shared: &Shared, vertex: &Vertex, request: &Request, context: &Context) -> Result<Layer> {
     let pin = match shared.commits.get(&vertex.digest) {
         Some(pin) => pin,
-        None => Arc::new(resolve::resolve(shared, request, context).await?),
+        None => {
+            let pin = resolve::resolve(shared, request, context).await?;
+            if request.verify.is_some() {
+                verified(shared, request, &pin, context).await?;
+            }
+            Arc::new(pin)
+        }
     };
     let name = format!("{}:{}", request.key_text(pin.keyed_by(request), &pin.reference), request.subdir);
     if let Some(layer) = known(shared, &name)? {
@@ -69,7 +78,10 @@ pub(crate) async fn fetch(shared: &Shared, vertex: &Vertex, request: &Request, c
     if let Some(layer) = known(shared, &name)? {
         return Ok(layer);
     }
-    let layer = checkout::checkout(shared, request, &repository).await?;
+    let layer = match request.checkout_bundle {
+        true => bundle::create(shared, request, &repository).await?,
+        false => checkout::checkout(shared, request, &repository).await?,
+    };
     let mut batch = Batch::new();
     batch.put(&CHECKOUTS, name.as_str(), &Json(layer.id()));
     shared.db.submit(batch);
@@ -116,5 +128,25 @@ async fn verified(shared: &Shared, request: &Request, pin: &Pin, context: &Conte
         commit = meta.commit_checksum.clone();
     }
     meta.commit_object = git.run(&["cat-file", "commit", &commit]).await?.into();
+    if let Some(verify) = &request.verify {
+        check_signature(&meta, verify)?;
+    }
     Ok(meta)
+}
+
+/// A signed tag vouches for its commit. One that is not signed well leaves it to the commit, unless the op insists.
+fn check_signature(meta: &GitMeta, verify: &Verify) -> Result<()> {
+    let signed = |object: &[u8], name: &str| verify_git_object(object, name, &verify.public_key, verify.reject_expired);
+    let tag = match verify.ignore_signed_tag || meta.tag_object.is_empty() {
+        true => Err(SignatureError::NoSignedTag),
+        false => signed(&meta.tag_object, &meta.checksum),
+    };
+    match tag {
+        Ok(()) => Ok(()),
+        Err(error) if verify.require_signed_tag => Err(error.into()),
+        Err(_) => {
+            let name = if meta.commit_checksum.is_empty() { &meta.checksum } else { &meta.commit_checksum };
+            Ok(signed(&meta.commit_object, name)?)
+        }
+    }
 }

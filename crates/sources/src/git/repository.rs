@@ -5,6 +5,7 @@ use fault::{Context as _, Fault, Result};
 use layers::{Cell, Properties, Sharing};
 
 use super::auth::Access;
+use super::bundle::Staged;
 use super::cli::Git;
 use super::error::GitError;
 use super::request::{Request, is_commit};
@@ -29,10 +30,21 @@ pub(super) struct Repository<'a> {
 impl<'a> Repository<'a> {
     /// Fetches what `pin` says from the remote, if it is not there yet.
     pub async fn fetch(shared: &'a Shared, request: &Request, pin: &Pin, context: &'a Context) -> Result<Self> {
-        let repository = match Self::try_fetch(shared, request, pin, context).await {
+        Self::fetch_from(shared, request, pin, context, None).await
+    }
+
+    /// As [`Self::fetch`], with the request's bundle if that is here already.
+    pub async fn fetch_from(
+        shared: &'a Shared,
+        request: &Request,
+        pin: &Pin,
+        context: &'a Context,
+        mut staged: Option<Staged>,
+    ) -> Result<Self> {
+        let repository = match Self::try_fetch(shared, request, pin, context, &mut staged).await {
             Err(fault) if fault.find::<GitError>().is_some_and(GitError::needs_fresh_repository) => {
                 shared.layers.clear_cells(&cell_key(request), None)?;
-                Self::try_fetch(shared, request, pin, context).await?
+                Self::try_fetch(shared, request, pin, context, &mut staged).await?
             }
             fetched => fetched?,
         };
@@ -44,7 +56,13 @@ impl<'a> Repository<'a> {
         self.access.git.in_repository(&self.dir)
     }
 
-    async fn try_fetch(shared: &'a Shared, request: &Request, pin: &Pin, context: &'a Context) -> Result<Self> {
+    async fn try_fetch(
+        shared: &'a Shared,
+        request: &Request,
+        pin: &Pin,
+        context: &'a Context,
+        staged: &mut Option<Staged>,
+    ) -> Result<Self> {
         let access = Access::open(&shared.git, request, context).await?;
         let shown = request.shown();
         let properties = Properties::new(format!("shared git repo for {shown}"));
@@ -57,14 +75,47 @@ impl<'a> Repository<'a> {
             cell.meta_put(READY, b"1");
         }
         let reference = match request.reference.as_str() {
+            // A bundle is always about a commit.
+            given if !request.bundle.is_empty() && (given.is_empty() || is_commit(given)) => request.checksum.clone(),
             "" => resolve::default_branch(&git, &request.remote).await?,
             given => given.to_owned(),
         };
         let by_commit = request.fetch_by_commit && !request.checksum.is_empty();
         let wanted = if by_commit { request.checksum.clone() } else { reference.clone() };
         let repository = Self { access, dir, reference, wanted, sha256, _cell: cell };
-        repository.bring(request, pin, "origin").await?;
+        match request.bundle.is_empty() {
+            true => repository.bring(request, pin, "origin").await?,
+            false => repository.bring_bundle(shared, request, pin, context, staged).await?,
+        }
         Ok(repository)
+    }
+
+    /// Gets the commit from the bundle, unless it came earlier.
+    async fn bring_bundle(
+        &self,
+        shared: &Shared,
+        request: &Request,
+        pin: &Pin,
+        context: &Context,
+        staged: &mut Option<Staged>,
+    ) -> Result<()> {
+        let git = self.git();
+        if git.succeeds(&["cat-file", "-e", &format!("{}^{{commit}}", pin.checksum)]).await? {
+            if !is_commit(&self.reference) {
+                git.run(&["update-ref", &full(&self.target()), &pin.checksum, "--no-deref"]).await?;
+            }
+            return Ok(());
+        }
+        if staged.is_none() {
+            *staged = Some(Staged::fetch(shared, request, &self.access.git, context).await?);
+        }
+        let url = staged.as_ref().map(Staged::url).expect("just fetched");
+        self.bring(request, pin, &url).await
+    }
+
+    /// A name of its own keeps the commit, and tells the remote later what is here already.
+    fn target(&self) -> String {
+        if self.reference.starts_with("refs/tags/") { self.reference.clone() } else { format!("tags/{}", self.reference) }
     }
 
     /// Gets the wanted commit from `origin`, a remote's name or a URL.
@@ -76,11 +127,11 @@ impl<'a> Repository<'a> {
         }
         // A leftover of a git that was killed; nobody else is here now.
         let _ = std::fs::remove_file(self.dir.join("shallow.lock"));
-        // A name of its own keeps the commit, and tells the remote later what is here already.
-        let target = if reference.starts_with("refs/tags/") { reference.clone() } else { format!("tags/{reference}") };
+        let target = self.target();
         let refspec = format!("{wanted}:{target}");
         let mut args = vec!["fetch"];
-        match request.fetch_by_commit || !is_commit(wanted) {
+        // A bundle has all of the history.
+        match !request.checkout_bundle && (request.fetch_by_commit || !is_commit(wanted)) {
             true => args.extend(["--depth=1", "--no-tags"]),
             false => args.extend(self.everything()),
         }
@@ -105,8 +156,7 @@ impl<'a> Repository<'a> {
                 return Err(GitError::Moved { reference: reference.clone(), commit: pin.checksum.clone() }.into());
             }
         }
-        let full = if target.starts_with("refs/") { target } else { format!("refs/{target}") };
-        git.run(&["update-ref", &full, &pin.checksum, "--no-deref"]).await?;
+        git.run(&["update-ref", &full(&target), &pin.checksum, "--no-deref"]).await?;
         Ok(())
     }
 
@@ -131,6 +181,10 @@ impl<'a> Repository<'a> {
         let both = format!("{actual} or {peeled}");
         request.expect_checksum(&peeled).map_err(|_| GitError::Mismatch { expected: request.checksum.clone(), actual: both }.into())
     }
+}
+
+fn full(target: &str) -> String {
+    if target.starts_with("refs/") { target.to_owned() } else { format!("refs/{target}") }
 }
 
 fn cell_key(request: &Request) -> String {

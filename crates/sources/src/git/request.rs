@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use super::bundle;
 use super::error::GitError;
 use super::url::{self, Remote};
 
@@ -87,6 +88,7 @@ impl Request {
             return Err(GitError::Checksum { checksum: self.checksum.clone() });
         }
         if !self.bundle.is_empty() {
+            bundle::locate(self)?;
             if self.checksum.is_empty() {
                 return Err(GitError::Options("git.bundle requires git.checksum to be set"));
             }
@@ -99,17 +101,6 @@ impl Request {
             true if !self.subdir.is_empty() => Err(GitError::Options("git.checkoutbundle is incompatible with git.subdir")),
             _ => Ok(()),
         }
-    }
-
-    /// Refuses what would otherwise be left out silently.
-    pub fn supported(&self) -> Result<(), GitError> {
-        if self.verify.is_some() {
-            return Err(GitError::Unsupported("git.sig.pubkey"));
-        }
-        if !self.bundle.is_empty() || self.checkout_bundle {
-            return Err(GitError::Unsupported("git.bundle"));
-        }
-        Ok(())
     }
 
     /// Whether `commit` is the one that the op insists on.
@@ -207,7 +198,14 @@ mod tests {
     fn refuses_what_cannot_be() {
         assert_eq!(request("h/a#-x", &[]).unwrap_err(), "invalid git ref \"-x\"");
         assert_eq!(request("h/a", &[("git.checksum", "xyz")]).unwrap_err(), "invalid checksum xyz for Git URL, expected hex commit hash");
-        assert_eq!(request("h/a", &[("git.bundle", "x")]).unwrap_err(), "git.bundle requires git.checksum to be set");
+        let bundle = format!("docker-image+blob://r/b@sha256:{}", "0".repeat(64));
+        assert_eq!(request("h/a", &[("git.bundle", &bundle)]).unwrap_err(), "git.bundle requires git.checksum to be set");
+        for (locator, problem) in
+            [("x", "missing scheme"), ("https://h/b", "unsupported scheme"), ("docker-image+blob://r/b", "invalid reference")]
+        {
+            let error = request("h/a", &[("git.bundle", locator), ("git.checksum", "ab")]).unwrap_err();
+            assert!(error.contains(problem), "{error}");
+        }
         assert!(request("h/a#:d", &[("git.checkoutbundle", "true")]).unwrap_err().ends_with("git.subdir"));
     }
 

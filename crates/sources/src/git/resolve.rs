@@ -4,8 +4,10 @@ use std::sync::Arc;
 use fault::{Context as _, Result};
 
 use super::auth::Access;
+use super::bundle::Staged;
 use super::cli::Git;
 use super::error::GitError;
+use super::repository::Repository;
 use super::request::{Request, check_reference, is_commit};
 use super::url;
 use crate::store::{Context, Shared};
@@ -33,10 +35,12 @@ impl Pin {
 }
 
 pub(super) async fn resolve(shared: &Shared, request: &Request, context: &Context) -> Result<Pin> {
-    request.supported()?;
     if is_commit(&request.reference) {
         request.expect_checksum(&request.reference)?;
         return Ok(Pin::commit(&request.reference));
+    }
+    if !request.bundle.is_empty() {
+        return in_bundle(shared, request, context).await;
     }
     if request.fetch_by_commit {
         return Ok(by_commit(request)?);
@@ -53,6 +57,19 @@ pub(super) async fn resolve(shared: &Shared, request: &Request, context: &Contex
     if let Some(memory) = memory {
         shared.references.put(memory, Arc::new(found));
     }
+    Ok(pin)
+}
+
+/// A bundle is looked into only for what the reference's name means; then its commits are kept, so that it need not be fetched again.
+async fn in_bundle(shared: &Shared, request: &Request, context: &Context) -> Result<Pin> {
+    if request.reference.is_empty() {
+        return Ok(Pin::commit(&request.checksum));
+    }
+    let access = Access::open(&shared.git, request, context).await?;
+    let staged = Staged::fetch(shared, request, &access.git, context).await?;
+    let pin = ask(&access.git, request, &staged.url()).await?.pin(request);
+    drop(access);
+    Repository::fetch_from(shared, request, &pin, context, Some(staged)).await?;
     Ok(pin)
 }
 

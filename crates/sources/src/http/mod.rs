@@ -8,16 +8,19 @@ use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use fault::{Fault, Kind, Result};
+use fault::{Context as _, Fault, Kind, Result};
 use layers::{Layer, LayerId};
 use llb::Vertex;
 use oci::Digest;
 
 pub(crate) use file::Placement;
 pub(crate) use request::Request;
+use request::Signature;
+use resolve::Resolved;
 
 use crate::error::SourceError;
 use crate::key::Key;
+use crate::signature::verify_detached;
 use crate::store::{Context, Shared};
 
 /// What a URL holds.
@@ -31,6 +34,8 @@ pub struct HttpMeta {
     pub checksum: Option<String>,
 }
 
+/// Signed bodies are held in memory while they are checked.
+const MAX_SIGNED: u64 = 512 << 20;
 /// Longest suffix of a checksum request.
 const MAX_SUFFIX: usize = 4 << 10;
 
@@ -42,7 +47,7 @@ pub(crate) struct Pin {
 }
 
 pub(crate) async fn key(shared: &Shared, vertex: &Vertex, request: &Request, context: &Context) -> Result<Key> {
-    let resolved = context.cancel.run(resolve::resolve(shared, request, context, request.checksum.is_none())).await?;
+    let resolved = resolve_signed(shared, request, context, request.checksum.is_none()).await?;
     let pin = Pin { digest: resolved.digest.clone(), layer: resolved.layer.as_ref().map(Layer::id) };
     shared.downloads.put(vertex.digest.clone(), Arc::new(pin));
     Ok(request.key(&resolved))
@@ -55,7 +60,7 @@ pub(crate) async fn fetch(shared: &Shared, vertex: &Vertex, request: &Request, c
     {
         return Ok(layer);
     }
-    let fetched = context.cancel.run(resolve::resolve(shared, request, context, true)).await?;
+    let fetched = resolve_signed(shared, request, context, true).await?;
     if let Some(expected) = pin.map(|pin| pin.digest.clone()).filter(|expected| *expected != fetched.digest) {
         return Err(SourceError::Checksum { url: request.url.clone(), actual: fetched.digest, expected }.into());
     }
@@ -68,17 +73,40 @@ pub(crate) async fn meta(shared: &Shared, request: &Request, checksum: Option<(&
         return Err(SourceError::Suffix { limit: MAX_SUFFIX }.into());
     }
     let content = request.checksum.is_none() || checksum.is_some();
-    let resolved = context.cancel.run(resolve::resolve(shared, request, context, content)).await?;
+    let resolved = resolve_signed(shared, request, context, content).await?;
     let checksum = match (checksum, &resolved.layer) {
         (Some((algorithm, suffix)), Some(layer)) => {
             let (algorithm, suffix) = (algorithm.to_owned(), suffix.to_vec());
-            let (view, name) = (layer.view()?, resolved.filename.clone());
-            let open = move || view.open(Path::new(&name)).map_err(|e| Fault::of(Kind::of_io(&e.source), e));
+            let open = opener(layer, &resolved.filename)?;
             Some(task::blocking(move || digest_with_suffix(open()?, &algorithm, &suffix)).await?)
         }
         _ => None,
     };
     Ok(HttpMeta { digest: resolved.digest, filename: resolved.filename, last_modified: resolved.modified, checksum })
+}
+
+/// The content is needed too where a signature must be on it.
+async fn resolve_signed(shared: &Shared, request: &Request, context: &Context, content: bool) -> Result<Resolved> {
+    let content = content || request.signature.is_some();
+    let resolved = context.cancel.run(resolve::resolve(shared, request, context, content)).await?;
+    if let (Some(Signature { keys, armored }), Some(layer)) = (request.signature.clone(), &resolved.layer) {
+        let (open, url) = (opener(layer, &resolved.filename)?, request.url.clone());
+        task::blocking(move || {
+            let mut body = Vec::new();
+            open()?.take(MAX_SIGNED + 1).read_to_end(&mut body)?;
+            if body.len() as u64 > MAX_SIGNED {
+                return Err(SourceError::TooLarge { url, limit: MAX_SIGNED }.into());
+            }
+            verify_detached(body, &armored, &keys, false).context("failed to verify pgp signature")
+        })
+        .await?;
+    }
+    Ok(resolved)
+}
+
+fn opener(layer: &Layer, name: &str) -> Result<impl FnOnce() -> Result<std::fs::File> + Send + 'static> {
+    let (view, name) = (layer.view()?, name.to_owned());
+    Ok(move || view.open(Path::new(&name)).map_err(|e| Fault::of(Kind::of_io(&e.source), e)))
 }
 
 fn digest_with_suffix(mut file: std::fs::File, algorithm: &str, suffix: &[u8]) -> Result<String> {

@@ -21,6 +21,15 @@ pub(crate) struct Request {
     pub auth_header_secret: String,
     /// Sorted; only the two names that may be set.
     pub headers: Vec<Field>,
+    pub signature: Option<Signature>,
+}
+
+/// What must be signed is the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Signature {
+    /// OpenPGP certificates, armored.
+    pub keys: String,
+    pub armored: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -52,11 +61,11 @@ struct HttpKey<'a> {
 impl Request {
     pub fn new(url: &str, attrs: &BTreeMap<String, String>) -> Result<Self, SourceError> {
         let get = |key: &str| attrs.get(key).map_or("", String::as_str);
-        match (get("http.sig.pubkey").is_empty(), get("http.sig.signature").is_empty()) {
-            (true, true) => {}
-            (false, false) => return Err(SourceError::Feature("verifying the signature of an http source")),
-            _ => return Err(SourceError::Signature),
-        }
+        let signature = match (get("http.sig.pubkey"), get("http.sig.signature")) {
+            ("", "") => None,
+            ("", _) | (_, "") => return Err(SourceError::Signature),
+            (keys, armored) => Some(Signature { keys: keys.to_owned(), armored: armored.to_owned() }),
+        };
         let checksum = match get("http.checksum") {
             "" => None,
             text => Some(text.parse().map_err(|_| SourceError::Attr { what: "http checksum", value: text.to_owned() })?),
@@ -72,6 +81,7 @@ impl Request {
             placement: Placement::new(attrs)?,
             auth_header_secret: get("http.authheadersecret").to_owned(),
             headers,
+            signature,
         })
     }
 
@@ -182,12 +192,6 @@ mod tests {
     #[test]
     fn refuses_what_it_cannot_do() {
         assert!(request("https://h", &[("http.sig.pubkey", "k")]).unwrap_err().to_string().contains("requires both"));
-        assert!(
-            request("https://h", &[("http.sig.pubkey", "k"), ("http.sig.signature", "s")])
-                .unwrap_err()
-                .to_string()
-                .contains("not supported")
-        );
         assert!(request("https://h", &[("http.checksum", "md5:1")]).is_err());
         assert!(request("https://h", &[("http.perm", "rw")]).is_err());
     }

@@ -169,7 +169,11 @@ impl Synced_ {
         let row = Reporter::silent().row("transferring", "transferring", 0);
         let outcome = receive(stream, writer, row, &Cancel::new()).await;
         let outcome = outcome.map(|synced| match synced {
-            Synced::Unchanged => false,
+            Synced::Unchanged => {
+                // As a draft that is dropped.
+                let _ = std::fs::remove_dir_all(&next);
+                false
+            }
             Synced::Changed(changes) => {
                 self.version += 1;
                 let decoded = Index::decode(&changes.index.encode()).unwrap();
