@@ -43,7 +43,10 @@ fn listed(json: &[u8]) -> Result<Named> {
     let listed: Listed = match json {
         [] => Listed::default(),
         json => {
-            serde_json::from_slice(json).map_err(|e| failed(format!("failed to parse platforms passed to provenance processor: {e}")))?
+            // `null` is a list of nothing, as Go reads it.
+            let listed: Option<Listed> = serde_json::from_slice(json)
+                .map_err(|e| failed(format!("failed to parse platforms passed to provenance processor: {e}")))?;
+            listed.unwrap_or_default()
         }
     };
     if listed.platforms.is_empty() {
@@ -63,7 +66,7 @@ fn listed(json: &[u8]) -> Result<Named> {
 
 fn of_config(config: Option<&Bytes>) -> Result<Platform> {
     let Some(config) = config else { return Ok(Platform::host()) };
-    #[derive(Deserialize)]
+    #[derive(Deserialize, Default)]
     struct Named {
         #[serde(default)]
         os: String,
@@ -71,7 +74,8 @@ fn of_config(config: Option<&Bytes>) -> Result<Platform> {
         architecture: String,
     }
     let wrong = |e: serde_json::Error| failed(e.to_string());
-    let named: Named = serde_json::from_slice(config).map_err(wrong)?;
+    // That a config must not be `null` is for whoever exports it to say.
+    let named = serde_json::from_slice::<Option<Named>>(config).map_err(wrong)?.unwrap_or_default();
     match (named.os.is_empty(), named.architecture.is_empty()) {
         (false, false) => serde_json::from_slice(config).map_err(wrong),
         // BuildKit goes on with a platform without a name here; this one at least can be exported.
@@ -186,6 +190,12 @@ mod tests {
     #[test]
     fn bad_lists_are_named() {
         assert_eq!(of(&outcome("", false)).unwrap_err().to_string(), "invalid empty platforms index for exporter");
+        let of_json = |key: &str, json: &'static str| {
+            let metadata = BTreeMap::from([(key.to_owned(), json.into())]);
+            of(&Outcome { metadata, ..Outcome::default() })
+        };
+        assert_eq!(of_json("refs.platforms", "null").unwrap_err().to_string(), "invalid empty platforms index for exporter");
+        assert_eq!(of_json("containerimage.config", "null").unwrap().len(), 1, "exporters say what is wrong with it");
         let mut none = outcome("linux/amd64", true);
         none.metadata.clear();
         assert_eq!(of(&none).unwrap_err().to_string(), "unable to export multiple refs, missing platforms mapping");

@@ -51,6 +51,13 @@ impl Default for Guards {
     }
 }
 
+enum Tried {
+    Cell(Box<Cell>),
+    /// A new one has to be made, and what it begins with first.
+    NeedsStart,
+    Wait,
+}
+
 enum Found {
     Free(Layer),
     Nothing,
@@ -59,7 +66,9 @@ enum Found {
 }
 
 impl Layers {
-    /// A cell with this key over this base, made if there is none that `sharing` allows. `base` must be realized.
+    /// A cell with this key that began as a copy of this base, made if there is none that `sharing` allows. `base` must be realized.
+    ///
+    /// A copy, because the kernel does not let two mounts share the directory that takes their changes, which is what users of a shared cell do.
     pub async fn cell(
         &self,
         key: &str,
@@ -70,25 +79,45 @@ impl Layers {
     ) -> fault::Result<Cell> {
         let key = base.map_or_else(|| key.to_owned(), |base| format!("{key}:{}", base.id()));
         let mut freed = self.0.cells.freed.subscribe();
+        let mut start = None;
         loop {
             freed.borrow_and_update();
-            if let Some(cell) = self.try_cell(&key, base, sharing, &properties)? {
-                return Ok(cell);
+            match self.try_cell(&key, sharing, &properties, base.is_none(), &mut start)? {
+                Tried::Cell(cell) => return Ok(*cell),
+                Tried::NeedsStart => {
+                    let (home, base) = (self.clone(), base.cloned().expect("without a base nothing is needed"));
+                    start = Some(task::blocking(move || Ok(home.trees().copied(&base.stack()?).map_err(Error::from)?)).await?);
+                }
+                Tried::Wait => {
+                    let change = async { freed.changed().await.map_err(|_| Fault::internal("the cells outlive their users")) };
+                    cancel.run(change).await?;
+                }
             }
-            let change = async { freed.changed().await.map_err(|_| Fault::internal("the cells outlive their users")) };
-            cancel.run(change).await?;
         }
     }
 
-    fn try_cell(&self, key: &str, base: Option<&Layer>, sharing: Sharing, properties: &Properties) -> Result<Option<Cell>> {
+    /// `start` is what a new cell begins with; nothing, if `empty`.
+    fn try_cell(
+        &self,
+        key: &str,
+        sharing: Sharing,
+        properties: &Properties,
+        empty: bool,
+        start: &mut Option<snapshot::Draft>,
+    ) -> Result<Tried> {
         let mut in_use = self.0.cells.in_use.lock().expect("no holder of the lock panics");
-        let layer = match self.find(key, sharing, &in_use)? {
-            Found::Wait => return Ok(None),
-            Found::Free(layer) => layer,
-            Found::Nothing => {
-                let tree = self.trees().keep(self.trees().create()?)?;
+        let layer = match (self.find(key, sharing, &in_use)?, start.take()) {
+            (Found::Wait, unused) => {
+                *start = unused;
+                return Ok(Tried::Wait);
+            }
+            (Found::Free(layer), _) => layer,
+            (Found::Nothing, None) if !empty => return Ok(Tried::NeedsStart),
+            (Found::Nothing, start) => {
+                let draft = start.map_or_else(|| self.trees().create(), Ok)?;
+                let tree = self.trees().keep(draft)?;
                 let state = State { tree: Some(tree.id()), ..State::default() };
-                let kind = Kind::Cell { key: key.to_owned(), base: base.map(|b| b.0.clone()) };
+                let kind = Kind::Cell { key: key.to_owned(), base: None };
                 Layer::over(self.create(kind, properties.clone(), None, state))
             }
         };
@@ -96,7 +125,7 @@ impl Layers {
         let tree = self.trees().reopen(&id)?;
         let entry = in_use.entry(layer.id()).or_insert(Use { users: 0, exclusive: sharing != Sharing::Shared });
         entry.users += 1;
-        Ok(Some(Cell { layer, tree }))
+        Ok(Tried::Cell(Box::new(Cell { layer, tree })))
     }
 
     fn find(&self, key: &str, sharing: Sharing, in_use: &HashMap<LayerId, Use>) -> Result<Found> {

@@ -351,6 +351,25 @@ async fn cells_are_shared_private_or_locked() {
     assert!(!fresh.path().join("f").exists());
 }
 
+/// Two mounts of one overlay's upper directory hide files from each other.
+#[tokio::test]
+async fn a_cell_over_a_base_can_be_mounted_twice() {
+    let home = Home::new();
+    let layers = home.open();
+    let base = pull(&layers, &[Archive::default().file("a", "1").end(), Archive::default().file("b", "2").end()]).await;
+    base.realize(&Cancel::new(), &Reporter::silent()).await.unwrap();
+    let cancel = Cancel::new();
+    let cell = || layers.cell("key", Some(&base), Sharing::Shared, properties("cache"), &cancel);
+    let (first, second) = (cell().await.unwrap(), cell().await.unwrap());
+    assert_eq!(first.id(), second.id());
+    assert_eq!(listing(&second.view().unwrap()), ["/a 644 1", "/b 644 2"]);
+    let (one, two) = (first.mount_spec().unwrap(), second.mount_spec().unwrap());
+    assert!(matches!(&one, snapshot::MountSpec::Bind { readonly: false, .. }) && one == two, "{one:?} {two:?}");
+    std::fs::write(first.path().join("a"), "changed").unwrap();
+    assert_eq!(listing(&second.view().unwrap())[0], "/a 644 changed");
+    assert_eq!(listing(&base.view().unwrap())[0], "/a 644 1", "the base is as it was");
+}
+
 #[tokio::test]
 async fn an_image_without_changes_in_between_shares_its_tree() {
     let home = Home::new();

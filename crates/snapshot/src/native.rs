@@ -43,6 +43,16 @@ impl Store {
         Ok(MountSpec::Bind { path: self.files(&flat)?, readonly: true })
     }
 
+    /// A draft with a copy of all that a stack shows: it has nothing below and may be mounted in several places at once.
+    pub fn copied(&self, stack: &[TreeId]) -> Result<Draft> {
+        let mut draft = self.create()?;
+        let view = self.view(stack)?;
+        let mut editor = Editor::new(Vec::new(), &mut draft);
+        fill(&view, &mut editor, false).map_err(Error::path)?;
+        drop(editor);
+        Ok(draft)
+    }
+
     /// Copies that have the files of `id`, which is about to go.
     pub(crate) fn native_without(&self, id: &TreeId) -> Result<Vec<TreeId>> {
         if self.backend() != crate::Backend::Native {

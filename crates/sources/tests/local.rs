@@ -43,6 +43,21 @@ async fn the_same_directory_is_the_same_layer() {
 }
 
 #[tokio::test]
+async fn what_is_sent_whole_each_time_is_a_new_layer_only_if_it_changed() {
+    let place = Place::new();
+    let client = Arc::new(Client::new("s1"));
+    let source = vertex("local://dockerfile", &[("local.differ", "none")]);
+    let context = context(std::slice::from_ref(&client));
+    let mut ids = Vec::new();
+    for content in ["FROM a", "FROM a", "FROM b", "FROM b"] {
+        client.serve("dockerfile", &[("Dockerfile", content)]);
+        ids.push(place.fetch(&source, &context).await.unwrap().unwrap().id());
+        assert_eq!(client.take_asked(), ["Dockerfile"]);
+    }
+    assert!(ids[0] == ids[1] && ids[1] != ids[2] && ids[2] == ids[3], "{ids:?}");
+}
+
+#[tokio::test]
 async fn content_digests_come_with_the_layer() {
     let place = Place::new();
     let client = Arc::new(Client::new("s1"));

@@ -38,6 +38,12 @@ pub(crate) fn same(old: &Stat, new: &Stat) -> bool {
 }
 
 impl Index {
+    /// Whether nothing but content may differ; see [`same`].
+    pub fn is_like(&self, other: &Self) -> bool {
+        let pairs = || self.entries.iter().zip(&other.entries);
+        self.metadata == other.metadata && self.entries.len() == other.entries.len() && pairs().all(|(a, b)| a.path == b.path && same(a, b))
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         out.extend_from_slice(&self.metadata);
