@@ -5,8 +5,8 @@ use std::process::Command;
 
 use crate::{Outcome, debian, run};
 
-/// (program, Debian package)
-const COMPONENTS: [(&str, &str); 9] = [
+/// (program, by name or path; Debian package)
+const COMPONENTS: [(&str, &str); 11] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
@@ -15,6 +15,8 @@ const COMPONENTS: [(&str, &str); 9] = [
     ("docker-registry", "docker-registry"),
     ("ssh-agent", "openssh-client"),
     ("git", "git"),
+    ("ip", "iproute2"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("openssl", "openssl"),
 ];
 

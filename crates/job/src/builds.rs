@@ -112,6 +112,11 @@ impl Builds {
             tracing::error!(%fault, "failed to write the last records");
         }
     }
+
+    /// Takes away what the worker keeps ready for steps. No build may come any more.
+    pub async fn close(&self) {
+        self.worker.close().await;
+    }
 }
 
 fn linger(ended: &Board<Hub>, id: &str, hub: Hub) {

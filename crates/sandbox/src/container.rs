@@ -82,7 +82,7 @@ pub enum MountSource {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {
-    /// What the worker is set up for. For now that is the host's network, but with a resolv.conf that does not rely on it.
+    /// What the worker is set up for. Where that is the host's network, still with a resolv.conf that does not rely on it.
     #[default]
     Default,
     /// The host's network, asked for by name.

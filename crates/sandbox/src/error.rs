@@ -27,6 +27,10 @@ pub enum SandboxError {
     Gone,
     #[error("bad nameserver address {address:?}")]
     Nameserver { address: String },
+    #[error("failed to {action}: {reason}")]
+    Network { action: String, reason: String, kind: Kind },
+    #[error("CNI setup error: plugin type={plugin:?} failed ({command}): {message}")]
+    Plugin { plugin: String, command: &'static str, message: String },
     #[error("{runtime} failed to {action}: {output}")]
     Runtime { runtime: String, action: &'static str, output: String },
 }
@@ -35,18 +39,29 @@ impl SandboxError {
     pub(crate) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action: action.into(), source }
     }
+
+    pub(crate) fn network(action: String, error: io::Error) -> Self {
+        let kind = Kind::of_io(&error);
+        let mut reason = crate::helper::describe(&error);
+        if error.raw_os_error() == Some(libc::EPERM) {
+            reason.push_str(
+                " (that takes CAP_NET_ADMIN over the network that the daemon is in: run it as root, or set networkMode to \"host\")",
+            );
+        }
+        Self::Network { action, reason, kind }
+    }
 }
 
 impl Classified for SandboxError {
     fn kind(&self) -> Kind {
         match self {
             Self::Invalid(_) | Self::Nameserver { .. } => Kind::Invalid,
-            Self::Setup { kind, .. } => *kind,
+            Self::Setup { kind, .. } | Self::Network { kind, .. } => *kind,
             Self::Cancelled(_) => Kind::Canceled,
             Self::Io { source, .. } => Kind::of_io(source),
             Self::Helper(_) => Kind::Internal,
             Self::Gone => Kind::Precondition,
-            Self::Runtime { .. } | Self::Program { .. } => Kind::Unknown,
+            Self::Runtime { .. } | Self::Plugin { .. } | Self::Program { .. } => Kind::Unknown,
         }
     }
 }

@@ -7,6 +7,7 @@
 //!
 //! - The daemon never forks: it executes the helper, which has one thread.
 //! - Whatever happens to daemon or helper, a container does not outlive them.
+//! - A network namespace has no name: it goes with the daemon, whatever ends it.
 //! - No mount is made in the host's mount namespace, so none can be left there.
 //! - A process in a container cannot write the binary that the helper runs.
 mod builtin;
@@ -20,6 +21,7 @@ mod io;
 mod launch;
 mod link;
 mod names;
+pub mod network;
 mod oci;
 pub mod rootless;
 mod runtime;

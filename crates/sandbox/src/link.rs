@@ -23,7 +23,7 @@ pub(crate) struct Spec {
     pub root_readonly: bool,
     pub mounts: Vec<SpecMount>,
     pub hostname: String,
-    pub own_network: bool,
+    pub network: SpecNetwork,
     pub insecure: bool,
     pub hosts: PathBuf,
     pub resolv: PathBuf,
@@ -36,6 +36,15 @@ pub(crate) struct Spec {
     pub process: SpecProcess,
     /// Run this OCI runtime instead of making the container ourselves.
     pub oci: Option<Oci>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum SpecNetwork {
+    Host,
+    /// A new one, with a loopback interface.
+    Alone,
+    /// One that was made; its descriptor follows the memory file.
+    Given,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -102,7 +111,7 @@ pub(crate) enum Request {
     Sweep {
         cgroup: String,
     },
-    /// With the memory file of a [`Spec`] and, unless it has a terminal, stdin, stdout and stderr.
+    /// With the memory file of a [`Spec`], its network if that is given, and, unless it has a terminal, stdin, stdout and stderr.
     Start,
     /// With the memory file of a [`SpecProcess`] and its streams, as above.
     Exec {

@@ -72,6 +72,12 @@ pub(crate) fn new_user_namespace() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?)
 }
 
+/// Moves this thread into a new network namespace.
+pub(crate) fn new_network_namespace() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNET touches neither memory nor descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
+}
+
 /// Takes ownership of an inherited descriptor, such as standard input in the helper.
 pub(crate) fn adopt(fd: RawFd) -> Option<OwnedFd> {
     // SAFETY: F_GETFD only tells whether the number is open.

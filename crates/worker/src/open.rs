@@ -12,6 +12,7 @@ use fault::{Context as _, Fault, Kind};
 use layers::{Layers, Rule};
 use oci::Platform;
 use ops::exec::{Exec, LogLimits};
+use sandbox::network::Networks;
 use snapshot::Backend;
 use sources::{GitSettings, Sources};
 
@@ -34,7 +35,9 @@ pub struct Settings {
     pub root: PathBuf,
     pub backend: Backend,
     pub runtime: Runtime,
+    /// Its networks are made from `network`.
     pub sandbox: sandbox::Settings,
+    pub network: sandbox::network::Setup,
     pub registry: registry::Config,
     /// Added to the worker's own labels; theirs win.
     pub labels: BTreeMap<String, String>,
@@ -80,6 +83,7 @@ pub struct Worker {
     exporters: Exporters,
     remotes: Remotes,
     exec: Arc<Exec>,
+    networks: Networks,
     engine: Engine,
     index: Index,
     gc_rules: Vec<Rule>,
@@ -90,7 +94,7 @@ pub struct Worker {
 
 impl Worker {
     /// Opens or creates the worker below `settings.root`, and starts its engine. Must be called within a runtime.
-    pub fn open(settings: Settings) -> fault::Result<Self> {
+    pub fn open(mut settings: Settings) -> fault::Result<Self> {
         let root = &settings.root;
         std::fs::create_dir_all(root).with_context(|| format!("failed to create {}", root.display()))?;
         let id = worker_id(&root.join("workerid"))?;
@@ -106,6 +110,9 @@ impl Worker {
         let sources = Sources::new(layers.clone(), content.clone(), client.clone(), db.clone(), git);
         let remotes = Remotes::new(layers.clone(), client.clone(), settings.environment);
         let exporters = Exporters::new(content.clone(), client);
+        let networks = Networks::open(settings.network, &root.join("sandbox/network"))?;
+        let network = networks.label();
+        settings.sandbox.networks = networks.clone();
         let runtime: Arc<dyn sandbox::Runtime> = match &settings.runtime {
             Runtime::Builtin => Arc::new(sandbox::Builtin::new(settings.sandbox)?),
             Runtime::Oci(binary) => Arc::new(sandbox::OciRuntime::new(binary.clone(), settings.sandbox)?),
@@ -128,7 +135,7 @@ impl Worker {
         layers.set_ceiling(settings.ceiling);
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
         Ok(Self {
-            labels: labels(settings.labels, snapshotter, settings.hostname),
+            labels: labels(settings.labels, snapshotter, network, settings.hostname),
             platforms: Mutex::new((Instant::now(), found)),
             platforms_max_age: settings.platforms_max_age,
             runs,
@@ -141,6 +148,7 @@ impl Worker {
             exporters,
             remotes,
             exec,
+            networks,
             engine,
             index,
             pins,
@@ -196,6 +204,11 @@ impl Worker {
         self.pins.get(vertex)
     }
 
+    /// Takes away what is kept ready for steps. The last call.
+    pub async fn close(&self) {
+        self.networks.close().await;
+    }
+
     /// What runs processes.
     pub fn exec(&self) -> &Arc<Exec> {
         &self.exec
@@ -221,12 +234,12 @@ impl Worker {
     }
 }
 
-fn labels(given: BTreeMap<String, String>, snapshotter: &str, hostname: String) -> BTreeMap<String, String> {
+fn labels(given: BTreeMap<String, String>, snapshotter: &str, network: &str, hostname: String) -> BTreeMap<String, String> {
     let own = [
         ("executor", "oci"),
         ("snapshotter", snapshotter),
         ("hostname", if hostname.is_empty() { "unknown" } else { &hostname }),
-        ("network", "host"),
+        ("network", network),
         ("selinux.enabled", "false"),
         ("oci.process-mode", "sandbox"),
     ];

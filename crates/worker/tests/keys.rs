@@ -166,6 +166,7 @@ fn settings(root: &Path) -> Settings {
         runtime: worker::Runtime::Builtin,
         // No process is run.
         sandbox: sandbox::Settings { helper: "/bin/true".into(), ..sandbox::Settings::new(root.join("sandbox")) },
+        network: Default::default(),
         registry: Default::default(),
         labels: BTreeMap::new(),
         platforms: Vec::new(),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::flags::Flags;
 use super::gc::{self, Limits, PolicyTable, Space};
 use super::logging::Log;
+use super::network::{Environment, NetworkTable};
 use super::provenance_env;
 use super::tls::Tls;
 
@@ -134,6 +135,16 @@ struct WorkerTable {
     default_cgroup_parent: Option<String>,
     #[serde(rename = "networkMode")]
     network_mode: Option<String>,
+    #[serde(rename = "cniConfigPath")]
+    cni_config_path: Option<PathBuf>,
+    #[serde(rename = "cniBinaryPath")]
+    cni_binary_path: Option<PathBuf>,
+    #[serde(rename = "cniPoolSize")]
+    cni_pool_size: Option<usize>,
+    #[serde(rename = "bridgeName")]
+    bridge_name: Option<String>,
+    #[serde(rename = "bridgeSubnet")]
+    bridge_subnet: Option<String>,
     #[serde(rename = "noProcessSandbox")]
     no_process_sandbox: bool,
     gc: Option<bool>,
@@ -151,6 +162,17 @@ struct WorkerTable {
 }
 
 impl WorkerTable {
+    fn network(&self) -> NetworkTable {
+        NetworkTable {
+            network_mode: self.network_mode.clone(),
+            cni_config_path: self.cni_config_path.clone(),
+            cni_binary_path: self.cni_binary_path.clone(),
+            cni_pool_size: self.cni_pool_size,
+            bridge_name: self.bridge_name.clone(),
+            bridge_subnet: self.bridge_subnet.clone(),
+        }
+    }
+
     fn gc_rules(&self, flags: &Flags, root: &Path) -> Vec<layers::Rule> {
         if !flags.oci_gc.or(self.gc).unwrap_or(true) {
             return Vec::new();
@@ -221,6 +243,7 @@ pub struct Config {
     pub grace_period: Duration,
     pub idle_exit: Option<Duration>,
     pub dns: sandbox::Dns,
+    pub network: sandbox::network::Setup,
     pub registry: registry::Config,
     pub platforms_max_age: Duration,
     pub snapshotter: snapshot::Backend,
@@ -251,6 +274,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         warnings.push(format!("flag --{flag} has no effect in this version of kiln"));
     }
     let oci = file.worker.oci;
+    let configs = paths.configs();
     let root = absolute(flags.root.clone().or(file.root).unwrap_or(paths.root))?;
     let gc_rules = oci.gc_rules(&flags, &root);
     let ceiling = flags.oci_gc_ceiling.unwrap_or(oci.space_ceiling).bytes(gc::disk_size(&root));
@@ -267,10 +291,9 @@ pub fn load(flags: Flags) -> Result<Config, String> {
     if host_proc && flags.oci_binary.as_ref().or(oci.binary.as_ref()).is_some() {
         return Err("--oci-worker-no-process-sandbox works with the built-in sandbox only: leave --oci-worker-binary out".into());
     }
-    match flags.oci_net.as_deref().or(oci.network_mode.as_deref()).unwrap_or("auto") {
-        "" | "auto" | "host" => {}
-        mode @ ("bridge" | "cni") => return Err(format!("network mode {mode} is not supported by this version of kiln: use host")),
-        other => return Err(format!("invalid network mode: {other:?}")),
+    let network = flags.network.clone().or(oci.network()).setup(&configs, is_rootless(), &Environment::read())?;
+    if network == Default::default() {
+        warnings.push("using host network as the default".into());
     }
     let concurrency = match file.system.max_registry_concurrency {
         Some(n) if n <= 0 => return Err(format!("maxRegistryConcurrency must be greater than zero; set to {n} in the configuration file")),
@@ -331,6 +354,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         )?,
         grace_period: flags.grace_period.unwrap_or(Duration::from_secs(20)),
         idle_exit: flags.idle_exit,
+        network,
         dns: sandbox::Dns { nameservers: file.dns.nameservers, search: file.dns.search_domains, options: file.dns.options },
         registry: registry::Config {
             hosts: file.registry.into_iter().map(|(name, table)| (name, host(table))).collect(),
@@ -411,6 +435,11 @@ struct Paths {
 }
 
 impl Paths {
+    /// Where other configurations are found.
+    fn configs(&self) -> PathBuf {
+        self.config.parent().unwrap_or(Path::new("/")).to_owned()
+    }
+
     fn of_environment() -> Self {
         let first = |name: &str| env(name).map(|value| PathBuf::from(value.split(':').next().unwrap_or_default()));
         let home = PathBuf::from(env("HOME").unwrap_or_else(|| "/root".into()));
@@ -500,13 +529,13 @@ mod tests {
     #[test]
     fn unknown_keys_are_named_and_wrong_values_say_their_line() {
         let (file, warnings) = parse_text(
-            "root = '/r'\nnonsense = 1\n[worker.oci]\nbridgeName = 'b'\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n",
+            "root = '/r'\nnonsense = 1\n[worker.oci]\nbridgeNames = 'b'\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n",
         )
         .unwrap();
         assert_eq!(file.root.as_deref(), Some(Path::new("/r")));
         assert_eq!(file.registry["a.example"].http, Some(true));
         assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert!(warnings[0].contains("nonsense") && warnings[1].contains("worker.oci.bridgeName"), "{warnings:?}");
+        assert!(warnings[0].contains("nonsense") && warnings[1].contains("worker.oci.bridgeNames"), "{warnings:?}");
         let error = parse_text("root = '/r'\n\n[grpc]\nuid = 'many'\n").unwrap_err();
         assert!(error.contains("line 4"), "{error}");
     }

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::gc::{Limits, Space};
+use super::network::NetworkTable;
 
 /// `None` and empty lists mean "not given".
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone)]
 pub struct Flags {
     pub config: Option<PathBuf>,
     pub root: Option<PathBuf>,
@@ -25,7 +26,7 @@ pub struct Flags {
     pub oci_labels: Vec<String>,
     pub oci_snapshotter: Option<String>,
     pub oci_platforms: Vec<String>,
-    pub oci_net: Option<String>,
+    pub network: NetworkTable,
     pub oci_binary: Option<PathBuf>,
     pub oci_max_parallelism: Option<usize>,
     pub oci_no_process_sandbox: bool,
@@ -48,7 +49,7 @@ pub enum Parsed {
 }
 
 /// Flags with a value that buildkitd knows and this version does nothing with.
-const WITHOUT_EFFECT: [&str; 32] = [
+const WITHOUT_EFFECT: [&str; 27] = [
     "debugaddr",
     "otel-socket-path",
     "cdi-spec-dir",
@@ -59,9 +60,6 @@ const WITHOUT_EFFECT: [&str; 32] = [
     "profile-mutex",
     "profile-trace",
     "oci-worker-proxy-snapshotter-path",
-    "oci-cni-config-path",
-    "oci-cni-binary-dir",
-    "oci-cni-pool-size",
     "oci-worker-apparmor-profile",
     "containerd-worker-addr",
     "containerd-worker-labels",
@@ -76,8 +74,6 @@ const WITHOUT_EFFECT: [&str; 32] = [
     "containerd-cni-binary-dir",
     "containerd-cni-pool-size",
     "containerd-max-parallelism",
-    "oci-worker-bridge-name",
-    "oci-worker-bridge-subnet",
     "containerd-worker-bridge-name",
     "containerd-worker-bridge-subnet",
     "containerd-worker",
@@ -158,7 +154,12 @@ impl Flags {
             "oci-worker-labels" => self.oci_labels.push(value),
             "oci-worker-snapshotter" => self.oci_snapshotter = Some(value),
             "oci-worker-platform" => self.oci_platforms.push(value),
-            "oci-worker-net" => self.oci_net = Some(value),
+            "oci-worker-net" => self.network.network_mode = Some(value),
+            "oci-cni-config-path" => self.network.cni_config_path = Some(value.into()),
+            "oci-cni-binary-dir" | "oci-cni-binary-path" => self.network.cni_binary_path = Some(value.into()),
+            "oci-cni-pool-size" => self.network.cni_pool_size = Some(number(name, &value)?),
+            "oci-worker-bridge-name" => self.network.bridge_name = Some(value),
+            "oci-worker-bridge-subnet" => self.network.bridge_subnet = Some(value),
             "oci-worker-binary" => self.oci_binary = Some(value.into()),
             "oci-max-parallelism" => self.oci_max_parallelism = Some(number(name, &value)?),
             "oci-worker-gc-keepstorage" => self.oci_gc_limits = Some(Limits::parse(&value)?),
@@ -193,6 +194,11 @@ pub fn usage(program: &str) -> String {
   --log-format text|json     --log-level trace|debug|info|warn|error
   --allow-insecure-entitlement network.host|security.insecure
   --oci-worker-binary FILE   runc, crun or another OCI runtime in the place of the built-in sandbox
+  --oci-worker-net auto|host|bridge|cni|none
+                             network of steps; bridge is built in
+  --oci-worker-bridge-name NAME, --oci-worker-bridge-subnet NETWORK
+  --oci-cni-config-path FILE, --oci-cni-binary-dir DIR
+  --oci-cni-pool-size N      network namespaces kept ready, of a bridge too
   --oci-worker-snapshotter auto|overlayfs|native
   --oci-worker-platform OS/ARCH, --oci-worker-labels K=V, --oci-max-parallelism N
   --oci-worker-gc=false      no garbage collection (default on)

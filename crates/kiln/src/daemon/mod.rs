@@ -4,6 +4,7 @@ mod flags;
 mod gc;
 mod listen;
 mod logging;
+mod network;
 mod notify;
 mod provenance_env;
 mod rootless;

@@ -45,6 +45,7 @@ pub async fn run(config: Config) -> Result<(), String> {
     stop.cancel("the daemon is stopping");
     drain(&server, &builds, grace).await;
     builds.flush().await;
+    builds.close().await;
     Ok(())
 }
 
@@ -73,6 +74,7 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         backend: config.snapshotter,
         runtime: config.binary.map_or(Runtime::Builtin, Runtime::Oci),
         sandbox,
+        network: config.network,
         registry: config.registry,
         labels: config.labels,
         platforms: config.platforms,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::user::User;
 use crate::container::{Resources, Rlimit};
 use crate::defaults::{CAPABILITIES, DEV_SIZE, INSECURE_DEVICES, MASKED, READONLY};
-use crate::link::{Spec, SpecProcess};
+use crate::link::{Spec, SpecNetwork, SpecProcess};
 use crate::{seccomp, sys};
 
 const VERSION: &str = "1.0.2";
@@ -37,7 +37,7 @@ impl Ids {
 /// `own_cgroups` asks for a cgroup namespace; `all` are the capabilities of an insecure process.
 pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: bool, all: u64, loops: u32, ids: Ids) -> Value {
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
-    namespaces.extend(spec.own_network.then_some("network"));
+    namespaces.extend((spec.network == SpecNetwork::Alone).then_some("network"));
     namespaces.extend(own_cgroups.then_some("cgroup"));
     let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
     let mut linux = json!({
@@ -120,7 +120,7 @@ fn mounts(spec: &Spec, bound: &[Bound], ids: Ids) -> Vec<Value> {
         if single {
             mounts[2]["options"].as_array_mut().expect("it is a list").retain(|option| option != "gid=5");
         }
-        if !spec.own_network {
+        if spec.network == SpecNetwork::Host {
             mounts[5] = bind("/sys", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"]);
         }
         mounts.truncate(6);
@@ -257,7 +257,7 @@ mod tests {
                 root_readonly: true,
                 mounts: Vec::new(),
                 hostname: "h".into(),
-                own_network: true,
+                network: SpecNetwork::Alone,
                 insecure,
                 hosts: "/h".into(),
                 resolv: "/r".into(),

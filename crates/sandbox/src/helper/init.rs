@@ -11,7 +11,7 @@ use super::mount::{clone_fd, put};
 use super::path::{Want, ensure, open_in};
 use super::user::User;
 use super::{Outcome, Try as _, emulate, root};
-use crate::link::{self, Report, Spec};
+use crate::link::{self, Report, Spec, SpecNetwork};
 use crate::sys;
 
 /// Never returns: the process becomes the program, or says why not and exits.
@@ -53,7 +53,7 @@ fn set_up(
     // Not where keys are compiled out or filtered away.
     let _ = sys::new_session_keyring();
     let root = root::build(spec, blobs, cgroups, group)?;
-    if spec.own_network {
+    if spec.network == SpecNetwork::Alone {
         sys::loopback_up().tried(|| "bring the loopback interface up")?;
     }
     rustix::system::sethostname(spec.hostname.as_bytes()).tried(|| "set the hostname")?;

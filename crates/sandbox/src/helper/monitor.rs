@@ -4,10 +4,11 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
+use rustix::thread::LinkNameSpaceType;
 
 use super::cgroup::{Cgroups, Group};
 use super::{Failed, Outcome, Try as _, emulate, init, join, oci};
-use crate::link::{self, Failure, Report, Request, Spec, SpecProcess};
+use crate::link::{self, Failure, Report, Request, Spec, SpecNetwork, SpecProcess};
 use crate::sys::{self, Child};
 
 /// A process of the container that the monitor waits for. The first is number 0, and the others die with it.
@@ -126,8 +127,15 @@ impl Monitor {
     }
 
     fn start(&mut self, fds: Vec<OwnedFd>) -> Outcome<()> {
-        let (memory, files) = unpack(fds)?;
+        let (memory, mut rest) = first(fds)?;
         let (spec, blobs): (Spec, Vec<u8>) = link::read_memory(memory).tried(|| "read the container's description")?;
+        if spec.network == SpecNetwork::Given {
+            // Whatever is made from here on is made in there, by a runtime too.
+            let (network, others) = first(rest)?;
+            rest = others;
+            rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).tried(|| "enter the network")?;
+        }
+        let files = streams(rest)?;
         self.insecure = spec.insecure;
         if spec.oci.is_some() {
             return self.start_oci(&spec, &blobs, files);
@@ -136,7 +144,7 @@ impl Monitor {
         let mut warn = |message| drop(link::send(daemon, &Report::Warning { message }, &[]));
         let group = self.group.insert(self.cgroups.create(&spec.cgroup, &spec.resources, spec.insecure, &mut warn)?);
         let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        if spec.own_network {
+        if spec.network == SpecNetwork::Alone {
             namespaces |= libc::CLONE_NEWNET;
         }
         let (ours, theirs) = match &spec.emulator {
@@ -182,7 +190,8 @@ impl Monitor {
     }
 
     fn exec(&mut self, number: u32, fds: Vec<OwnedFd>) -> Outcome<()> {
-        let (memory, files) = unpack(fds)?;
+        let (memory, rest) = first(fds)?;
+        let files = streams(rest)?;
         let (mut process, _): (SpecProcess, _) = link::read_memory(memory).tried(|| "read the process's description")?;
         process.insecure = self.insecure;
         if let Some(runtime) = &self.runtime {
@@ -276,13 +285,17 @@ impl Monitor {
     }
 }
 
-fn unpack(fds: Vec<OwnedFd>) -> Outcome<(OwnedFd, Option<[OwnedFd; 3]>)> {
+/// What a message carries first, and the rest.
+fn first(fds: Vec<OwnedFd>) -> Outcome<(OwnedFd, Vec<OwnedFd>)> {
     let mut fds = fds.into_iter();
-    let memory = fds.next().ok_or_else(|| Failed::plain("a message without its description"))?;
-    let rest: Vec<OwnedFd> = fds.collect();
-    match <[OwnedFd; 3]>::try_from(rest) {
-        Ok(files) => Ok((memory, Some(files))),
-        Err(rest) if rest.is_empty() => Ok((memory, None)),
+    let first = fds.next().ok_or_else(|| Failed::plain("a message without its description"))?;
+    Ok((first, fds.collect()))
+}
+
+fn streams(fds: Vec<OwnedFd>) -> Outcome<Option<[OwnedFd; 3]>> {
+    match <[OwnedFd; 3]>::try_from(fds) {
+        Ok(files) => Ok(Some(files)),
+        Err(rest) if rest.is_empty() => Ok(None),
         Err(_) => Err(Failed::plain("a message with some of its streams")),
     }
 }

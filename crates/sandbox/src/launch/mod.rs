@@ -9,11 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-pub(crate) use process::Connection;
+pub(crate) use process::{Connection, Kept};
 
-use crate::link::{self, Request};
+use crate::link::{self, Request, SpecNetwork};
 use crate::names::{Dns, Names};
-use crate::{Container, Io, Process, Running, SandboxError, helper};
+use crate::network::{Networks, Place};
+use crate::{Container, Io, Process, Running, SandboxError, Security, helper};
 
 /// What a runtime needs to know of the daemon.
 #[derive(Debug, Clone)]
@@ -25,6 +26,7 @@ pub struct Settings {
     /// For containers that name no parent. Empty means `/buildkit`.
     pub cgroup_parent: String,
     pub dns: Dns,
+    pub networks: Networks,
     /// Containers see the daemon's own `/proc`, for where no new one may be mounted. Processes still die with their container, but can see
     /// the daemon and each other there.
     pub host_proc: bool,
@@ -32,7 +34,14 @@ pub struct Settings {
 
 impl Settings {
     pub fn new(state: impl Into<PathBuf>) -> Self {
-        Self { state: state.into(), helper: "/proc/self/exe".into(), cgroup_parent: String::new(), dns: Dns::default(), host_proc: false }
+        Self {
+            state: state.into(),
+            helper: "/proc/self/exe".into(),
+            cgroup_parent: String::new(),
+            dns: Dns::default(),
+            networks: Networks::default(),
+            host_proc: false,
+        }
     }
 }
 
@@ -95,14 +104,26 @@ impl Launcher {
                 emulator.program.display()
             )));
         }
+        let own_name = Some(container.hostname.as_str()).filter(|name| !name.is_empty());
+        let place = self.settings.networks.place(&container.network, own_name).await?;
+        let (network, lease) = match place {
+            Place::Host => (SpecNetwork::Host, None),
+            Place::Alone => (SpecNetwork::Alone, None),
+            Place::Leased(mut lease) => {
+                if container.security == Security::Insecure {
+                    lease.spoil();
+                }
+                (SpecNetwork::Given, Some(lease))
+            }
+        };
         let hosts = self.names.hosts(&container)?;
         let resolv = self.names.resolv(container.network)?;
-        let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, oci);
+        let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, network, oci);
         let memory = link::write_memory(&spec, secrets.iter().map(|data| &data[..])).map_err(SandboxError::io("describe the container"))?;
         let cgroup = spec.cgroup.clone();
         let (socket, zygote) = self.monitor()?;
         let connection = Connection::open(socket, Sweeper { zygote, cgroup }, Arc::clone(&self.warned))?;
-        connection.start(memory, process.tty, io, hosts)
+        connection.start(memory, process.tty, io, Kept::new(hosts, lease))
     }
 }
 

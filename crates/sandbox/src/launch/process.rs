@@ -19,6 +19,7 @@ use super::spec::process_spec;
 use crate::io::{self as streams, End, Input, Output};
 use crate::link::{self, Failure, Report, Request};
 use crate::names::HostsFile;
+use crate::network::Lease;
 use crate::{Exit, Io, Process, Running, SandboxError, Started};
 
 /// The socket to one container's monitor, shared by the handles of its processes.
@@ -53,6 +54,22 @@ impl Slot {
     }
 }
 
+/// What a container has as long as it lives.
+pub(crate) struct Kept {
+    _hosts: HostsFile,
+    network: Option<Lease>,
+}
+
+impl Kept {
+    pub fn new(hosts: HostsFile, network: Option<Lease>) -> Self {
+        Self { _hosts: hosts, network }
+    }
+
+    fn network(&self) -> Option<BorrowedFd<'_>> {
+        self.network.as_ref().map(Lease::fd)
+    }
+}
+
 type ResultComes = Pin<Box<dyn Future<Output = Result<Exit, SandboxError>> + Send>>;
 type Ended = oneshot::Receiver<Outcome>;
 
@@ -72,8 +89,8 @@ impl Connection {
         Ok(connection)
     }
 
-    pub fn start(self: Arc<Self>, memory: OwnedFd, tty: bool, io: Io, hosts: HostsFile) -> Result<Box<dyn Running>, SandboxError> {
-        let process = self.begin(|_| Request::Start, &memory, tty, io, Some(hosts))?;
+    pub fn start(self: Arc<Self>, memory: OwnedFd, tty: bool, io: Io, kept: Kept) -> Result<Box<dyn Running>, SandboxError> {
+        let process = self.begin(|_| Request::Start, &memory, tty, io, Some(kept))?;
         Ok(Box::new(Whole { process }))
     }
 
@@ -83,7 +100,7 @@ impl Connection {
         memory: &OwnedFd,
         tty: bool,
         io: Io,
-        hosts: Option<HostsFile>,
+        kept: Option<Kept>,
     ) -> Result<Handle, SandboxError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (started, starting) = watch::channel(false);
@@ -95,6 +112,7 @@ impl Connection {
         let wires = Wires::lay(tty, io, Arc::clone(&window), terminal_comes).map_err(SandboxError::io("create pipes"))?;
         self.slots().insert(number, slot);
         let mut fds = vec![memory.as_fd()];
+        fds.extend(kept.as_ref().and_then(Kept::network));
         fds.extend(wires.theirs.iter().map(|fd| fd.as_fd()));
         if let Err(error) = self.send(&request(number), &fds) {
             self.slots().remove(&number);
@@ -103,7 +121,7 @@ impl Connection {
         let first = number == 0;
         let result = task::spawn("process", async move {
             let outcome = wires.attend(end, first).await;
-            drop(hosts);
+            drop(kept);
             outcome.map(|(code, oom_killed)| {
                 let stubs = std::mem::take(&mut *stubs.lock().unwrap_or_else(PoisonError::into_inner));
                 Exit { code, oom_killed, stubs }

@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use super::Settings;
-use crate::link::{Oci, Source, Spec, SpecMount, SpecProcess};
-use crate::{Container, MountSource, Network, Process, SandboxError, Security};
+use crate::link::{Oci, Source, Spec, SpecMount, SpecNetwork, SpecProcess};
+use crate::{Container, MountSource, Process, SandboxError, Security};
 
 /// Refuses what no runtime can run.
 pub(super) fn check(container: &Container, process: &Process) -> Result<(), SandboxError> {
@@ -42,6 +42,7 @@ pub(super) fn describe(
     process: &Process,
     hosts: PathBuf,
     resolv: PathBuf,
+    network: SpecNetwork,
     oci: Option<Oci>,
 ) -> (Spec, Vec<Bytes>) {
     let hostname = container.hostname().to_owned();
@@ -73,7 +74,7 @@ pub(super) fn describe(
         root_readonly: container.root_readonly,
         mounts,
         hostname,
-        own_network: container.network == Network::None,
+        network,
         insecure,
         hosts,
         resolv,
