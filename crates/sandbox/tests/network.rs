@@ -29,12 +29,13 @@ fn apart(name: &str, test: impl Future<Output = ()>) {
     let again = Command::new("unshare")
         .args(["--net", "--mount", "--"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")
         .output()
         .unwrap();
     let told = format!("{}{}", String::from_utf8_lossy(&again.stdout), String::from_utf8_lossy(&again.stderr));
     assert!(again.status.success() && told.contains("1 passed"), "{told}");
+    print!("{told}");
 }
 
 fn ip(args: &str) -> String {

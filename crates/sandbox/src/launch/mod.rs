@@ -113,7 +113,7 @@ impl Launcher {
                 if container.security == Security::Insecure {
                     lease.spoil();
                 }
-                (SpecNetwork::Given, Some(lease))
+                (SpecNetwork::Given, Some(*lease))
             }
         };
         let hosts = self.names.hosts(&container)?;

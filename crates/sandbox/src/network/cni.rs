@@ -127,7 +127,7 @@ impl Source for Open {
             let _ = self.plugins.delete(&attachment, fd.as_fd());
             return Err(error);
         }
-        Ok(Namespace { fd, tag: Tag::Attachment(attachment) })
+        Ok(Namespace { fd, tag: Tag::Attachment(Box::new(attachment)) })
     }
 
     fn release(&self, namespace: Namespace) -> Result<(), SandboxError> {

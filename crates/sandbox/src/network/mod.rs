@@ -66,7 +66,7 @@ pub(crate) enum Place {
     Host,
     /// A new namespace with a loopback interface.
     Alone,
-    Leased(Lease),
+    Leased(Box<Lease>),
 }
 
 impl Networks {
@@ -101,7 +101,7 @@ impl Networks {
         match (wanted, &*self.0) {
             (Network::Host, _) | (Network::Default, Kind::Host) => Ok(Place::Host),
             (Network::None, _) | (Network::Default, Kind::None) => Ok(Place::Alone),
-            (Network::Default, Kind::Pooled(pool)) => Ok(Place::Leased(pool.get(hostname).await?)),
+            (Network::Default, Kind::Pooled(pool)) => Ok(Place::Leased(Box::new(pool.get(hostname).await?))),
         }
     }
 
@@ -124,7 +124,7 @@ pub(crate) struct Namespace {
 #[derive(Debug)]
 enum Tag {
     Address(Ipv4Addr),
-    Attachment(cni::Attachment),
+    Attachment(Box<cni::Attachment>),
 }
 
 /// As long as the file is open.
