@@ -75,6 +75,10 @@ impl Platforms {
 
     /// What a container of that platform must be given. A platform that this machine cannot run is refused, with what would help.
     pub fn emulator(&self, wanted: &Platform) -> Result<Option<Emulator>> {
+        // Whoever names a system only means this machine.
+        if wanted.architecture.is_empty() {
+            return Ok(None);
+        }
         let runner = if wanted.os == self.host.os { self.runner(&wanted.architecture) } else { None };
         match runner {
             Some(Runner::Machine | Runner::Registered) => Ok(None),
@@ -183,6 +187,7 @@ mod tests {
         let found: Vec<String> = platforms.detect().iter().map(ToString::to_string).collect();
         assert_eq!(found, ["linux/amd64", "linux/amd64/v2", "linux/386", "linux/arm64"]);
         assert_eq!(platforms.emulator(&Platform::new("linux", "arm64", "")).unwrap(), None);
+        assert_eq!(platforms.emulator(&Platform::new("linux", "", "")).unwrap(), None);
         let refused = platforms.emulator(&Platform::new("linux", "s390x", "")).unwrap_err().to_string();
         assert!(refused.contains("linux/s390x platform") && refused.contains("qemu-user-static"), "{refused}");
     }
