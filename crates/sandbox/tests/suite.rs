@@ -67,6 +67,7 @@ suite! {
     cancelling_kills_the_tree
     dropping_kills_the_tree
     a_cancelled_run_does_not_start
+    a_second_process
     further_processes
     a_terminal
     nothing_is_left
@@ -428,6 +429,16 @@ async fn a_cancelled_run_does_not_start(world: World) {
     assert!(matches!(outcome, Err(SandboxError::Cancelled(_))));
 }
 
+async fn a_second_process(world: World) {
+    let (io, ..) = capture();
+    let running = world.runtime.create(world.container(), shell("mkdir /tmp/begun; sleep 60"), io).await.unwrap();
+    running.started().await;
+    let (io, stdout, stderr) = capture();
+    let script = "until [ -d /tmp/begun ]; do :; done; hostname";
+    let exit = running.exec(shell(script), io).await.unwrap().wait().await.unwrap();
+    assert!(text(&stdout).starts_with("buildkitsandbox\n"), "{exit:?} {}{}", text(&stdout), text(&stderr));
+}
+
 async fn further_processes(world: World) {
     let (io, ..) = capture();
     let container = world.container();
@@ -564,4 +575,17 @@ async fn escapes_are_refused(world: World) {
         .run(world.container(), Process { env: vec!["PATH=/bin".into()], ..Process::new(["/proc/self/exe", "sh", "-c", "true"]) })
         .await;
     assert_ne!(outcome.exit.code, 0, "the helper serves nobody but the daemon");
+}
+
+/// Some of the suite once more, where the machine's namespaces belong to somebody else.
+#[test]
+fn root_of_a_user_namespace_is_enough() {
+    let this = std::env::current_exe().unwrap();
+    for test in ["exit_codes_and_streams", "a_second_process", "a_terminal", "no_network", "stubs_are_reported", "nothing_is_left"] {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "--propagation", "slave"]).arg(&this);
+        let output = command.args(["--exact", &format!("with_builtin::{test}")]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{test}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    }
 }

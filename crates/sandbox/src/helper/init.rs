@@ -46,7 +46,7 @@ fn set_up(
 ) -> Outcome<(User, Vec<std::path::PathBuf>)> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).tried(|| "tie to the monitor")?;
     group.join()?;
-    if cgroups.is_v2() && group.born_in().is_some() {
+    if has_own_cgroups(cgroups, group) {
         // From inside, so that the container's own cgroup is the root that it sees.
         sys::unshare_cgroups().tried(|| "create a cgroup namespace")?;
     }
@@ -70,6 +70,11 @@ fn set_up(
         emulate::install(emulator, &program, &monitor)?;
     }
     Ok((root.user, root.stubs))
+}
+
+/// Whether the container's cgroup is the root of those that it sees.
+pub(super) fn has_own_cgroups(cgroups: &Cgroups, group: &Group) -> bool {
+    cgroups.is_v2() && group.born_in().is_some()
 }
 
 /// The streams given, or a new terminal of the container that this process stands in, whose other end the daemon gets.

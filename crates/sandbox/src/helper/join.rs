@@ -15,9 +15,15 @@ use crate::sys;
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
     pub init: BorrowedFd<'a>,
-    /// It is in a user namespace of its own.
-    pub emulated: bool,
+    /// What to enter. Who does not own a namespace may not enter it, not even the one that it is in.
+    pub namespaces: ThreadNameSpaceType,
 }
+
+/// The namespaces that every container has for itself.
+pub(crate) const ALWAYS_OWN: ThreadNameSpaceType = ThreadNameSpaceType::MOUNT
+    .union(ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME)
+    .union(ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION)
+    .union(ThreadNameSpaceType::PROCESS_ID);
 
 /// Makes a process in the container of `init`, a child of this one; its id.
 ///
@@ -60,14 +66,7 @@ pub(crate) fn start(
 
 fn enter(target: Target<'_>, group: &Group) -> Outcome<()> {
     group.join()?;
-    let mut all = ThreadNameSpaceType::MOUNT
-        | ThreadNameSpaceType::CONTROL_GROUP
-        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::PROCESS_ID
-        | ThreadNameSpaceType::NETWORK;
-    all.set(ThreadNameSpaceType::USER, target.emulated);
-    rustix::thread::move_into_thread_name_spaces(target.init, all).tried(|| "enter the container")
+    rustix::thread::move_into_thread_name_spaces(target.init, target.namespaces).tried(|| "enter the container")
 }
 
 fn run(process: &SpecProcess, number: u32, files: Option<[OwnedFd; 3]>, daemon: &OwnedFd) -> ! {

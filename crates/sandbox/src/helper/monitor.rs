@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
-use rustix::thread::LinkNameSpaceType;
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::cgroup::{Cgroups, Group};
 use super::{Failed, Outcome, Try as _, emulate, init, join, oci};
@@ -24,8 +24,8 @@ struct Monitor {
     group: Option<Group>,
     members: Vec<Member>,
     insecure: bool,
-    /// The container is in a user namespace of its own.
-    emulated: bool,
+    /// Those that the container does not share with us.
+    namespaces: ThreadNameSpaceType,
     init: Option<u32>,
     runtime: Option<oci::Run>,
     /// Tells of children's ends where there are others than members.
@@ -42,7 +42,7 @@ pub(crate) fn run(daemon: OwnedFd, cgroups: Cgroups) -> ! {
         group: None,
         members: Vec::new(),
         insecure: false,
-        emulated: false,
+        namespaces: ThreadNameSpaceType::empty(),
         init: None,
         runtime: None,
         orphans: None,
@@ -143,6 +143,10 @@ impl Monitor {
         let daemon = &self.daemon;
         let mut warn = |message| drop(link::send(daemon, &Report::Warning { message }, &[]));
         let group = self.group.insert(self.cgroups.create(&spec.cgroup, &spec.resources, spec.insecure, &mut warn)?);
+        self.namespaces = join::ALWAYS_OWN;
+        self.namespaces.set(ThreadNameSpaceType::NETWORK, spec.network == SpecNetwork::Alone);
+        self.namespaces.set(ThreadNameSpaceType::CONTROL_GROUP, init::has_own_cgroups(&self.cgroups, group));
+        self.namespaces.set(ThreadNameSpaceType::USER, spec.emulator.is_some());
         let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         if spec.network == SpecNetwork::Alone {
             namespaces |= libc::CLONE_NEWNET;
@@ -162,7 +166,6 @@ impl Monitor {
                 self.present(&child);
                 self.adopt(0, child);
                 if let Some(ours) = ours {
-                    self.emulated = true;
                     emulate::map_ids(&ours, pid)?;
                 }
             }
@@ -202,8 +205,14 @@ impl Monitor {
         let (Some(init), Some(group)) = (self.members.iter().find(|m| m.number == 0), &self.group) else {
             return Err(Failed::plain("the container has ended"));
         };
-        let pid =
-            join::start(&process, number, files, join::Target { init: init.pidfd.as_fd(), emulated: self.emulated }, group, &self.daemon)?;
+        let pid = join::start(
+            &process,
+            number,
+            files,
+            join::Target { init: init.pidfd.as_fd(), namespaces: self.namespaces },
+            group,
+            &self.daemon,
+        )?;
         let pid_handle = rustix::process::Pid::from_raw(pid).ok_or_else(|| Failed::plain("no process"))?;
         let pidfd = rustix::process::pidfd_open(pid_handle, rustix::process::PidfdFlags::empty()).tried(|| "watch the process")?;
         self.adopt(number, Child { pid, pidfd });
