@@ -12,7 +12,7 @@ const FLOORS: [&[&str]; 7] = [
     &["fault", "oci", "llb", "dockerfile", "patterns", "treehash", "solver", "progress", "proto", "task"],
     &["kv", "content", "snapshot", "layers"],
     &["registry", "sandbox", "session", "wire"],
-    &["frontend", "ops", "sources", "export", "cache", "engine"],
+    &["frontend", "ops", "sources", "export", "cache", "engine", "sbom"],
     &["job", "worker"],
     &["grpc", "client", "dashboard"],
     &["kiln"],

@@ -5,7 +5,8 @@ use dockerfile::instruction::csv_fields;
 use fault::{Context as _, Fault, Kind, Result};
 use oci::Reference;
 
-const SBOM_GENERATOR: &str = "docker/buildkit-syft-scanner:stable-1";
+/// Names the scanner that is part of the daemon.
+pub const BUILTIN_SBOM_GENERATOR: &str = "kiln";
 
 /// What was asked for. `None` is not asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,10 +18,35 @@ pub struct Wanted {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SbomRequest {
-    /// A full image reference.
-    pub generator: String,
+    pub generator: Generator,
     /// Passed to the generator.
     pub params: BTreeMap<String, String>,
+}
+
+/// Who makes bills of materials.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Generator {
+    /// Whom the operator prefers; BuildKit's usual image where he does not care, or the daemon itself where that image cannot be had.
+    #[default]
+    Any,
+    /// The daemon itself.
+    Builtin,
+    /// A full image reference.
+    Image(String),
+}
+
+impl Generator {
+    /// A wrong image is blamed on `word`.
+    pub fn parse(text: &str, word: &str) -> Result<Self> {
+        if text == BUILTIN_SBOM_GENERATOR {
+            return Ok(Self::Builtin);
+        }
+        if text.is_empty() {
+            return Err(invalid("sbom generator cannot be empty"));
+        }
+        let parsed: Result<Reference> = text.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()));
+        Ok(Self::Image(parsed.with_context(|| format!("failed to parse sbom {word} {text}"))?.or_latest().to_string()))
+    }
 }
 
 impl Wanted {
@@ -41,8 +67,8 @@ impl Wanted {
             let mut params: BTreeMap<String, String> = fields.into_iter().map(pair).collect();
             match kind.as_str() {
                 "sbom" => {
-                    let generator = params.remove("generator").unwrap_or_else(|| SBOM_GENERATOR.into());
-                    wanted.sbom = Some(SbomRequest { generator: full_name(&generator, word)?, params });
+                    let generator = params.remove("generator").map(|text| Generator::parse(&text, word)).transpose()?;
+                    wanted.sbom = Some(SbomRequest { generator: generator.unwrap_or_default(), params });
                 }
                 "provenance" => wanted.provenance = Some(params),
                 other => return Err(invalid(format!("unknown attestation type {other:?}"))),
@@ -50,14 +76,6 @@ impl Wanted {
         }
         Ok(wanted)
     }
-}
-
-fn full_name(generator: &str, word: &str) -> Result<String> {
-    if generator.is_empty() {
-        return Err(invalid("sbom generator cannot be empty"));
-    }
-    let parsed: Result<Reference> = generator.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()));
-    Ok(parsed.with_context(|| format!("failed to parse sbom {word} {generator}"))?.or_latest().to_string())
 }
 
 fn invalid(message: impl Into<String>) -> Fault {
@@ -80,9 +98,10 @@ mod tests {
         let provenance = wanted.provenance.unwrap();
         assert_eq!((provenance["mode"].as_str(), provenance["inline-only"].as_str()), ("min", "true"));
         let sbom = wanted.sbom.unwrap();
-        assert_eq!((sbom.generator.as_str(), sbom.params["a"].as_str()), ("r.io/s:latest", ""));
-        let default = parse(&[("attest:sbom", "")]).unwrap().sbom.unwrap();
-        assert_eq!(default.generator, "docker.io/docker/buildkit-syft-scanner:stable-1");
+        assert_eq!((sbom.generator, sbom.params["a"].as_str()), (Generator::Image("r.io/s:latest".into()), ""));
+        let generator = |text: &str| parse(&[("attest:sbom", text)]).unwrap().sbom.unwrap().generator;
+        assert_eq!((generator(""), generator("generator=kiln")), (Generator::Any, Generator::Builtin));
+        assert_eq!(generator("generator=library/kiln"), Generator::Image("docker.io/library/kiln:latest".into()));
     }
 
     #[test]

@@ -9,6 +9,8 @@ use llb::policy::Policy;
 use llb::{Graph, SourceOp};
 use oci::{Digest, Platform};
 
+use crate::attestations::Generator;
+
 /// One build, seen from its frontend.
 #[async_trait]
 pub trait Bridge: Send + Sync {
@@ -39,6 +41,8 @@ pub struct Build {
     pub llb_caps: Caps,
     /// Gateway capabilities, such as `frontend.inputs`.
     pub gateway_caps: Caps,
+    /// Whom the operator has make bills of materials where nobody is named.
+    pub sbom_generator: Generator,
 }
 
 #[derive(Debug, Clone, Default)]

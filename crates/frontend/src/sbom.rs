@@ -1,4 +1,4 @@
-//! Bills of materials: a scanner image runs over what was built.
+//! Bills of materials: a scanner image runs over what was built, or the daemon reads it itself.
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -9,14 +9,18 @@ use llb::{Builder, Edge, ExecOp, Graph, Meta, Metadata, Mount, MountKind, NetMod
 use oci::{ImageConfig, Platform, Reference};
 use patterns::join;
 
-use crate::attestations::SbomRequest;
-use crate::bridge::{Attestation, AttestationKind, Bridge, ResolveRequest, SolveRequest};
+use crate::attestations::{Generator, SbomRequest};
+use crate::bridge::{Attestation, AttestationKind, Bridge, Ref, ResolveRequest, SolveRequest};
 
 const SOURCES: &str = "/run/src/";
 const RESULTS: &str = "/run/out/";
 const CORE: &str = "sbom";
 /// The predicate type of the statements that scanners make.
 pub const SPDX: &str = "https://spdx.dev/Document";
+/// In the metadata of a statement that the daemon makes of its ref's files: why it does so itself. On the wire, clients hand it back with the rest.
+pub const SCAN: &str = "kiln.scan";
+/// What is run where nobody says anything else.
+const USUAL: &str = "docker.io/docker/buildkit-syft-scanner:stable-1";
 
 const IMAGE: &str = "docker-image://";
 
@@ -30,8 +34,17 @@ pub struct Subject<'a> {
     pub ignore_cache: bool,
 }
 
+/// Whoever makes the bill of materials, ready to do so.
+pub enum Scanner {
+    Image(Box<ScannerImage>),
+    /// The daemon, for a reason that people may read.
+    Builtin {
+        why: String,
+    },
+}
+
 /// A scanner image that is ready to run.
-pub struct Scanner {
+pub struct ScannerImage {
     reference: String,
     platform: Platform,
     config: ImageConfig,
@@ -39,41 +52,92 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Looks the image up for the platform that it is to run on. `mode` is the build's way to resolve images.
+    /// Looks an image up for the platform that it is to run on. `mode` is the build's way to resolve images.
     pub async fn prepare(bridge: &dyn Bridge, request: &SbomRequest, platform: &Platform, mode: ResolveMode) -> Result<Self> {
+        let (generator, whose) = match &request.generator {
+            Generator::Any => (&bridge.build().sbom_generator, "the daemon's configuration"),
+            asked => (asked, "the build"),
+        };
+        let image = match generator {
+            Generator::Builtin => return Ok(Self::Builtin { why: format!("{whose} asks for the built-in scanner") }),
+            Generator::Image(name) => name,
+            Generator::Any => USUAL,
+        };
+        match ScannerImage::prepare(bridge, image, &request.params, platform, mode).await {
+            Ok(found) => Ok(Self::Image(Box::new(found))),
+            Err(fault) if *generator == Generator::Any && fault.kind() != Kind::Canceled => {
+                let why = format!("{image} cannot be had, so the built-in scanner stands in: {fault}");
+                tracing::warn!("{why}");
+                Ok(Self::Builtin { why })
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Scans a result, and beside it what else may have something to tell, by name. Runs when the statements are wanted.
+    pub async fn scan(&self, bridge: &dyn Bridge, subject: &Subject<'_>) -> Result<Vec<Attestation>> {
+        let why = match self {
+            Self::Image(image) => return Ok(vec![image.scan(bridge, subject).await?]),
+            Self::Builtin { why } => why,
+        };
+        let extras = subject.extras.iter().map(|(name, graph)| (format!("{CORE}-{name}"), &**graph));
+        let mut statements = Vec::new();
+        for (name, graph) in [(CORE.to_owned(), subject.core)].into_iter().chain(extras) {
+            let request = SolveRequest { graph: Some(Arc::new(graph.clone())), ..SolveRequest::default() };
+            let reference = bridge.solve(request).await?.single_ref()?;
+            let mut statement =
+                Attestation { kind: AttestationKind::InToto, path: format!("{name}.spdx.json"), ..statements_of(reference) };
+            statement.metadata.insert(SCAN.into(), why.clone().into());
+            statements.push(statement);
+        }
+        Ok(statements)
+    }
+}
+
+/// What all statements of scanners have in common.
+fn statements_of(reference: Option<Arc<dyn Ref>>) -> Attestation {
+    let text = |text: &'static str| Bytes::from_static(text.as_bytes());
+    Attestation {
+        kind: AttestationKind::Bundle,
+        metadata: BTreeMap::from([("reason".into(), text("sbom")), ("sbom-core".into(), text(CORE))]),
+        reference,
+        path: String::new(),
+        predicate_type: SPDX.into(),
+        subjects: Vec::new(),
+    }
+}
+
+impl ScannerImage {
+    async fn prepare(
+        bridge: &dyn Bridge,
+        name: &str,
+        params: &BTreeMap<String, String>,
+        platform: &Platform,
+        mode: ResolveMode,
+    ) -> Result<Self> {
         let question = ResolveRequest {
-            op: SourceOp { identifier: format!("{IMAGE}{}", request.generator), ..SourceOp::default() },
+            op: SourceOp { identifier: format!("{IMAGE}{name}"), ..SourceOp::default() },
             platform: Some(platform.clone()),
             resolve_mode: mode.as_str().to_owned(),
             ..ResolveRequest::default()
         };
         let found = bridge.resolve_source(question).await;
-        let found = found.with_context(|| format!("failed to resolve source metadata for {}", request.generator))?;
+        let found = found.with_context(|| format!("failed to resolve source metadata for {name}"))?;
         let updated = found.op.identifier.strip_prefix(IMAGE).unwrap_or(&found.op.identifier).to_owned();
         let Some(image) = found.image else {
-            return Err(invalid(format!("ref {} resolved to non-image {updated}", request.generator)));
+            return Err(invalid(format!("ref {name} resolved to non-image {updated}")));
         };
         let config = ImageConfig::parse(&image.config).map_err(|e| invalid(e.to_string()))?;
         if config.config.entrypoint.is_empty() && config.config.cmd.is_empty() {
             return Err(invalid(format!("scanner {updated} does not have cmd")));
         }
-        Ok(Self { reference: updated, platform: platform.clone(), config, params: request.params.clone() })
+        Ok(Self { reference: updated, platform: platform.clone(), config, params: params.clone() })
     }
 
-    /// Scans a result, and beside it what else may have something to tell, by name. Runs when the statements are wanted.
-    pub async fn scan(&self, bridge: &dyn Bridge, subject: &Subject<'_>) -> Result<Attestation> {
+    async fn scan(&self, bridge: &dyn Bridge, subject: &Subject<'_>) -> Result<Attestation> {
         let graph = self.graph(subject)?;
         let request = SolveRequest { graph: Some(Arc::new(graph)), ..SolveRequest::default() };
-        let reference = bridge.solve(request).await?.single_ref()?;
-        let text = |text: &'static str| Bytes::from_static(text.as_bytes());
-        Ok(Attestation {
-            kind: AttestationKind::Bundle,
-            metadata: BTreeMap::from([("reason".into(), text("sbom")), ("sbom-core".into(), text(CORE))]),
-            reference,
-            path: String::new(),
-            predicate_type: SPDX.into(),
-            subjects: Vec::new(),
-        })
+        Ok(statements_of(bridge.solve(request).await?.single_ref()?))
     }
 
     fn graph(&self, subject: &Subject<'_>) -> Result<Graph> {

@@ -1,4 +1,6 @@
-//! Statements about a build's result: those that frontends give, bills of materials that the daemon has made, and provenance.
+//! Statements about a build's result: those that frontends give, bills of materials that the daemon has made or makes, and provenance.
+mod contents;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use export::{Predicate, Statement};
 use fault::{Context as _, Fault, Kind, Result};
 use frontend::attestations::{SbomRequest, Wanted};
 use frontend::bridge::{Attestation, AttestationKind, SubjectKind};
-use frontend::sbom::{SPDX, Scanner, Subject as Scanned};
+use frontend::sbom::{SCAN, SPDX, Scanner, Subject as Scanned};
 use frontend::{Bridge, Outcome};
 use oci::{Digest, Platform, gojson};
 use serde::Deserialize;
@@ -63,8 +65,8 @@ pub async fn scan(build: &Arc<Build>, outcome: &mut Outcome, wanted: &Attests) -
             extras: &BTreeMap::new(),
             ignore_cache: opts.get("no-cache").is_some_and(String::is_empty),
         };
-        let statement = scanner.scan(bridge, &subject).await?;
-        outcome.attestations.entry(id).or_default().push(statement);
+        let statements = scanner.scan(bridge, &subject).await?;
+        outcome.attestations.entry(id).or_default().extend(statements);
     }
     Ok(())
 }
@@ -86,7 +88,10 @@ pub async fn statements(
     for (id, given) in &outcome.attestations {
         let mut read = Vec::new();
         for attestation in given {
-            read.extend(self::read(build, attestation).await?);
+            match attestation.metadata.get(SCAN) {
+                Some(why) => read.push(contents::statement(build, outcome, id, attestation, why).await?),
+                None => read.extend(self::read(build, attestation).await?),
+            }
         }
         all.insert(id.clone(), read);
     }

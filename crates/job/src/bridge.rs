@@ -34,6 +34,7 @@ impl BuildBridge {
             product: String::new(),
             llb_caps: llb::CAPABILITIES.iter().copied().collect(),
             gateway_caps: frontend::GATEWAY_CAPABILITIES.iter().copied().collect(),
+            sbom_generator: build.settings.sbom_generator.clone(),
         };
         Self { build, facts, inputs, scope }
     }

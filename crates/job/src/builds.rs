@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fault::{Fault, Kind, Result};
+use frontend::attestations::Generator;
 use task::Drain;
 use tokio::sync::mpsc;
 use worker::Worker;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub frontend_door: Arc<dyn FrontendDoor>,
     /// What the operator wants provenance to say of the builder.
     pub provenance_env: serde_json::Map<String, serde_json::Value>,
+    /// Who makes bills of materials where a client names nobody.
+    pub sbom_generator: Generator,
     /// Which builds of the past are remembered.
     pub retention: Retention,
 }

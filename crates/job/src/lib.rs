@@ -32,4 +32,5 @@ pub mod why;
 pub use api::*;
 pub use builds::{Builds, Settings};
 pub use contained::FrontendDoor;
+pub use frontend::attestations::Generator;
 pub use gateway::*;

@@ -94,7 +94,10 @@ fn credit(document: &mut Value) {
     let info = object.entry("creationInfo").or_insert_with(|| Value::Object(Default::default()));
     let Some(info) = info.as_object_mut() else { return };
     if let Some(creators) = info.entry("creators").or_insert_with(|| Value::Array(Vec::new())).as_array_mut() {
-        creators.push(TOOL.into());
+        // The built-in scanner has named itself.
+        if !creators.iter().any(|creator| creator == TOOL) {
+            creators.push(TOOL.into());
+        }
     }
 }
 
@@ -131,6 +134,7 @@ mod tests {
             "files": [{"fileName": "./etc//x"}, {"fileName": "/y", "comment": "mine"}, {"fileName": "/gone"}],
         });
         place(&mut document, &homes);
+        credit(&mut document);
         credit(&mut document);
         assert_eq!(document["files"][0]["comment"], format!("layerID: {digest}"));
         assert_eq!(document["files"][1]["comment"], "mine");

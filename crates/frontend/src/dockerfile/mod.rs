@@ -150,8 +150,8 @@ impl Frontend<'_> {
                     extras: &converted.scan,
                     ignore_cache: converted.ignore_cache,
                 };
-                let attestation = scanner.scan(self.bridge, &subject).await?;
-                outcome.attestations.entry(built.export.id.clone()).or_default().push(attestation);
+                let statements = scanner.scan(self.bridge, &subject).await?;
+                outcome.attestations.entry(built.export.id.clone()).or_default().extend(statements);
             }
         }
         Ok(outcome)

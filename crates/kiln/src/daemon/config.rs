@@ -23,6 +23,9 @@ struct File {
     root: Option<PathBuf>,
     #[serde(rename = "provenanceEnvDir")]
     provenance_env_dir: Option<PathBuf>,
+    /// kiln's own.
+    #[serde(rename = "sbomGenerator")]
+    sbom_generator: Option<String>,
     #[serde(rename = "insecure-entitlements")]
     insecure_entitlements: Vec<String>,
     log: LogTable,
@@ -240,6 +243,7 @@ pub struct Config {
     pub gateway_enabled: bool,
     pub gateway_sources: Vec<String>,
     pub provenance_env: serde_json::Map<String, serde_json::Value>,
+    pub sbom_generator: job::Generator,
     pub grace_period: Duration,
     pub idle_exit: Option<Duration>,
     pub dns: sandbox::Dns,
@@ -352,6 +356,10 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         provenance_env: provenance_env::load(
             &file.provenance_env_dir.filter(|p| !p.as_os_str().is_empty()).unwrap_or(paths.provenance_env),
         )?,
+        sbom_generator: match file.sbom_generator.as_deref().filter(|text| !text.is_empty()) {
+            Some(text) => job::Generator::parse(text, "generator").map_err(|e| format!("invalid sbomGenerator: {e}"))?,
+            None => job::Generator::Any,
+        },
         grace_period: flags.grace_period.unwrap_or(Duration::from_secs(20)),
         idle_exit: flags.idle_exit,
         network,

@@ -107,6 +107,7 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         gateway_sources: config.gateway_sources,
         frontend_door: Arc::new(grpc::Door),
         provenance_env: config.provenance_env,
+        sbom_generator: config.sbom_generator,
         retention: config.history,
     };
     Ok(Builds::new(Arc::new(worker), Arc::new(sessions.clone()), settings, Arc::new(encoding)))
