@@ -229,3 +229,70 @@ fn invalid(message: impl Into<String>) -> Fault {
     // BuildKit gives these no code of their own.
     Fault::new(Kind::Unknown, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use progress::Warning;
+
+    use crate::bridge::{Build, Outcome, SourceMeta};
+
+    /// A build on a machine that no registry can be reached from.
+    #[derive(Default)]
+    struct Alone(Build);
+
+    #[async_trait]
+    impl Bridge for Alone {
+        fn build(&self) -> &Build {
+            &self.0
+        }
+
+        async fn resolve_source(&self, _: ResolveRequest) -> Result<SourceMeta> {
+            Err(Fault::new(Kind::Unavailable, "no route to host"))
+        }
+
+        async fn solve(&self, _: SolveRequest) -> Result<Outcome> {
+            Ok(Outcome::single(None))
+        }
+
+        async fn inputs(&self) -> Result<BTreeMap<String, Arc<Graph>>> {
+            Ok(BTreeMap::new())
+        }
+
+        async fn warn(&self, _: Warning) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    async fn prepare(bridge: &Alone, generator: Generator) -> Result<Scanner> {
+        let request = SbomRequest { generator, params: BTreeMap::new() };
+        Scanner::prepare(bridge, &request, &Platform::host(), ResolveMode::Default).await
+    }
+
+    #[tokio::test]
+    async fn the_daemon_scans_where_the_usual_image_cannot_be_had() {
+        let scanner = prepare(&Alone::default(), Generator::Any).await.unwrap();
+        let graph = Graph::default();
+        let subject = Subject {
+            platform_id: "linux/amd64",
+            core: &graph,
+            extras: &BTreeMap::from([("base".into(), Arc::default())]),
+            ignore_cache: false,
+        };
+        let statements = scanner.scan(&Alone::default(), &subject).await.unwrap();
+        let paths: Vec<&str> = statements.iter().map(|statement| statement.path.as_str()).collect();
+        assert_eq!(paths, ["sbom.spdx.json", "sbom-base.spdx.json"]);
+        let why = String::from_utf8_lossy(&statements[0].metadata[SCAN]).into_owned();
+        assert!(why.starts_with(USUAL) && why.ends_with("no route to host"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_scanner_that_somebody_names_is_not_replaced() {
+        let image = || Generator::Image("r.io/s:1".into());
+        assert!(prepare(&Alone::default(), image()).await.is_err());
+        let with = |sbom_generator| Alone(Build { sbom_generator, ..Build::default() });
+        assert!(prepare(&with(image()), Generator::Any).await.is_err(), "the operator's");
+        assert!(matches!(prepare(&with(Generator::Builtin), Generator::Any).await, Ok(Scanner::Builtin { .. })));
+    }
+}

@@ -3,7 +3,8 @@
 pub const PACKAGE: &str = "github.com/kiln-build/kiln";
 /// The upstream release, with kiln's own version as build metadata.
 pub const VERSION: &str = concat!("v0.32.0+kiln.", env!("CARGO_PKG_VERSION"));
-pub const DOCKERFILE: &str = "1.20.0";
+/// The release of the Dockerfile frontend that belongs to it.
+pub const DOCKERFILE: &str = "1.26.0";
 
 /// Never empty: drivers split the line at blanks and take the third field of four.
 pub fn revision() -> &'static str {
