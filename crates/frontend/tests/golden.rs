@@ -199,9 +199,9 @@ async fn check(case: &Case, images: &BTreeMap<String, String>) {
         opts: case.opts.clone(),
         session_id: "sess".into(),
         workers: vec![WorkerPlatforms { id: "worker".into(), labels: BTreeMap::new(), platforms }],
-        product: String::new(),
         llb_caps: llb::CAPABILITIES.iter().copied().collect(),
         gateway_caps: ["frontend.inputs"].into_iter().collect(),
+        ..Build::default()
     };
     let fake = Fake { case, images, build, seen: Mutex::default() };
     let outcome = frontend::dockerfile::build(&fake).await;
