@@ -65,6 +65,14 @@ impl Draft {
         self.tree.fs()
     }
 
+    /// Tells of files, by inode and path, that were hard-linked into [`Draft::own_files`] from `from`, a layer of one tree with the same paths.
+    pub fn took_over<'a>(&mut self, from: &Layer, files: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<()> {
+        match from.stack()?.as_slice() {
+            [tree] => Ok(self.tree.took_over(tree, files)?),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the parent and the draft as one, writes to the draft. No mount is involved.
     pub fn editor(&mut self) -> Result<Editor<'_>> {
         Ok(self.home.0.trees.edit(&self.stack, &mut self.tree)?)

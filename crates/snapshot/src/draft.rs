@@ -1,11 +1,13 @@
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::layer::{LINKED, Layer};
 use crate::links::Links;
+use crate::loans::{Loan, name_of};
 use crate::store::Store;
 use crate::{Error, Result, TreeId};
 
@@ -83,6 +85,20 @@ impl Draft {
         }
         let mark = self.path.join(LINKED);
         fs::write(&mark, "").map_err(Error::io("write", &mark))
+    }
+
+    /// Tells of files, by inode and relative path, that were hard-linked into [`Draft::fs`] from the committed tree `from`, where they have the same paths:
+    /// without it they would be counted here as well as there.
+    pub fn took_over<'a>(&mut self, from: &TreeId, files: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<()> {
+        let fs = self.fs();
+        let device = fs::metadata(&fs).map_err(Error::io("read", &fs))?.dev();
+        let origins = self.store.loans(*from, &self.store.files(from)?)?;
+        for (ino, path) in files {
+            let name = name_of(path);
+            let (owner, owner_name) = origins.get(ino).map_or((from.number(), name), |loan| (loan.owner, loan.owner_name));
+            self.links.note_drawn(device, Loan { ino, owner, owner_name, name });
+        }
+        Ok(())
     }
 
     pub(crate) fn links(&self) -> &Links {

@@ -18,7 +18,12 @@ pub(crate) struct Links {
 
 impl Links {
     pub(crate) fn note_linked(&mut self, metadata: &Metadata, loan: Loan) {
-        self.linked.insert((metadata.dev, metadata.ino));
+        self.note_drawn(metadata.dev, loan);
+    }
+
+    /// Of a file that somebody other than an editor linked in.
+    pub(crate) fn note_drawn(&mut self, device: u64, loan: Loan) {
+        self.linked.insert((device, loan.ino));
         self.drawn.insert(loan.ino, loan);
     }
 

@@ -58,6 +58,37 @@ async fn what_is_sent_whole_each_time_is_a_new_layer_only_if_it_changed() {
 }
 
 #[tokio::test]
+async fn what_versions_have_in_common_is_counted_once() {
+    let place = Place::new();
+    let client = Arc::new(Client::new("s1"));
+    let source = vertex("local://context", &[]);
+    let context = context(std::slice::from_ref(&client));
+    let large = "x".repeat(1 << 20);
+    let mut versions = Vec::new();
+    for content in ["one", "two", "three"] {
+        client.serve("context", &[("a/", ""), ("a/large", &large), ("small", content)]);
+        versions.push(place.fetch(&source, &context).await.unwrap().unwrap());
+    }
+    let usage = |layers: &layers::Layers| -> Vec<(u64, u64)> {
+        let records = layers.usage(&layers::UsageQuery::default()).unwrap();
+        records.iter().map(|record| (record.size, record.deduplicated)).collect()
+    };
+    let now = usage(&place.layers);
+    assert!(now[0].0 > 1 << 20 && now[0].1 == 0, "{now:?}");
+    assert!(now[1..].iter().all(|(size, shared)| *size < 100_000 && *shared >= 1 << 20), "{now:?}");
+
+    // Those that are left have all of it.
+    drop(versions.remove(0));
+    let first = place.layers.usage(&layers::UsageQuery::default()).unwrap()[0].id;
+    let rule = layers::Rule { filters: vec![format!("id=={first}")], all: true, ..layers::Rule::default() };
+    let layers = place.layers.clone();
+    tokio::task::spawn_blocking(move || layers.prune(&[rule], |_| true).unwrap()).await.unwrap();
+    let left = usage(&place.layers);
+    let sum: u64 = left.iter().map(|(size, _)| size).sum();
+    assert!(left.len() == 2 && sum > 1 << 20 && sum < 1_400_000, "{left:?}");
+}
+
+#[tokio::test]
 async fn content_digests_come_with_the_layer() {
     let place = Place::new();
     let client = Arc::new(Client::new("s1"));

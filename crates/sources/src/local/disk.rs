@@ -89,26 +89,29 @@ impl Disk {
         stat.xattrs.is_empty() && !self.needs_owner(stat) && permissions(stat) & (0o7000 | self.masked) == 0
     }
 
-    /// Takes an unchanged file over from the last version. `false` if it is not there any more.
-    pub fn take_over(&self, stat: &Stat) -> Result<bool, LocalError> {
-        let Some(previous) = &self.previous else { return Ok(false) };
+    /// Takes an unchanged file over from the last version.
+    pub fn take_over(&self, stat: &Stat) -> Result<Taken, LocalError> {
+        let Some(previous) = &self.previous else { return Ok(Taken::Gone) };
         let path = stat.path.as_str();
         match rustix::fs::linkat(previous, path, &self.root, path, AtFlags::empty()) {
-            Ok(()) => Ok(true),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            Ok(()) => {
+                let found = rustix::fs::statat(&self.root, path, AtFlags::SYMLINK_NOFOLLOW).map_err(LocalError::io("stat", path))?;
+                Ok(Taken::Linked { ino: found.st_ino })
+            }
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(Taken::Gone),
             Err(Errno::MLINK | Errno::XDEV | Errno::PERM) => self.copy(previous, stat),
             Err(errno) => Err(LocalError::io("link", path)(errno)),
         }
     }
 
-    fn copy(&self, previous: &OwnedFd, stat: &Stat) -> Result<bool, LocalError> {
+    fn copy(&self, previous: &OwnedFd, stat: &Stat) -> Result<Taken, LocalError> {
         let path = stat.path.as_str();
         let from = rustix::fs::openat(previous, path, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         let mut from = File::from(from.map_err(LocalError::io("open", path))?);
         let mut to = self.create(stat)?;
         std::io::copy(&mut from, &mut to).map_err(|source| LocalError::Io { action: "copy", path: path.to_owned(), source })?;
         self.finish(&to, stat)?;
-        Ok(true)
+        Ok(Taken::Copied)
     }
 
     /// Another name for a file of this directory.
@@ -156,6 +159,17 @@ fn masked(root: &Path) -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
     line.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o777)
+}
+
+/// How an unchanged file came from the last version.
+pub(crate) enum Taken {
+    /// One inode in both.
+    Linked {
+        ino: u64,
+    },
+    Copied,
+    /// It is not there any more.
+    Gone,
 }
 
 /// Attributes by which overlay file systems mark deletions. A client must not plant them.

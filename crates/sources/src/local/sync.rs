@@ -73,21 +73,24 @@ async fn sync(shared: &Shared, request: &Request, session: &dyn Session, context
     });
     let writer = Writer::new(previous, wanted(request)?, begin);
     let row = context.reporter.row(format!("transferring {}:", request.name), "transferring", 0);
-    let changes = match (receive(files, writer, row, &context.cancel).await?, last) {
+    let (changes, last) = match (receive(files, writer, row, &context.cancel).await?, last) {
         (Synced::Unchanged, Some(last)) => return Ok(last.layer),
         (Synced::Unchanged, None) => return Err(Fault::internal("a first transfer made no directory")),
         // All of it was asked for, and is what was here.
         (Synced::Changed(changes), Some(last)) if changes.index.is_like(&last.index) && same_digests(&changes, &last.layer)? => {
             return Ok(last.layer);
         }
-        (Synced::Changed(changes), _) => changes,
+        (Synced::Changed(changes), last) => (changes, last),
     };
     let draft = draft.lock().expect("no holder of this lock panics").take();
-    let draft = draft.ok_or_else(|| Fault::internal("a changed directory has no draft"))?;
+    let mut draft = draft.ok_or_else(|| Fault::internal("a changed directory has no draft"))?;
     let shared_parts = (shared.layers.clone(), shared.db.clone());
     let (layer, index) = task::blocking(move || {
+        let Changes { index, records, linked } = changes;
+        if let Some(last) = last {
+            draft.took_over(&last.layer, linked.iter().map(|(place, ino)| (*ino, index.entries[*place].path.as_bytes())))?;
+        }
         let layer = draft.commit()?;
-        let Changes { index, records } = changes;
         // What is attached is asked for only where the layer is, so it may be lost together with it.
         layer.meta_put(INDEX, &index.encode());
         if let Some(records) = records {

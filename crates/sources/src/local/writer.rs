@@ -14,7 +14,7 @@ use patterns::Matcher;
 use session::{Stat, go_mode};
 use treehash::{FileHash, Records};
 
-use super::disk::Disk;
+use super::disk::{Disk, Taken};
 use super::error::LocalError;
 use super::hash;
 use super::index::{Index, compare, same};
@@ -69,6 +69,8 @@ pub(crate) struct Writer {
     held: usize,
     /// Digests of the files that came, by their place in `entries`.
     hashes: HashMap<usize, Digest>,
+    /// The inodes that the last version has too, by their place in `entries`.
+    linked: Vec<(usize, u64)>,
     /// Requested and not yet complete.
     pending: usize,
     ended: bool,
@@ -95,6 +97,8 @@ pub(crate) struct Changes {
     pub index: Index,
     /// Content digests of everything, unless that of some file is not known.
     pub records: Option<Records>,
+    /// Places in the index of files that are hard links to those of the last version, with their inodes.
+    pub linked: Vec<(usize, u64)>,
 }
 
 impl Writer {
@@ -115,6 +119,7 @@ impl Writer {
             open: HashMap::new(),
             held: 0,
             hashes: HashMap::new(),
+            linked: Vec::new(),
             pending: 0,
             ended: false,
             metadata,
@@ -216,7 +221,7 @@ impl Writer {
             disk.settle(stat)?;
         }
         let records = if listing.is_none() { self.records() } else { None };
-        Ok(Synced::Changed(Changes { index: Index { entries: self.entries, metadata }, records }))
+        Ok(Synced::Changed(Changes { index: Index { entries: self.entries, metadata }, records, linked: self.linked }))
     }
 
     /// Whether what was asked for anew is what the last version has: else each build would add a version.
@@ -293,11 +298,18 @@ impl Writer {
         if stat.mode & go_mode::DIR != 0 {
             disk.mkdir(stat)?;
         } else if is_regular(stat) {
-            // Hard links are made at the end, when their target has its content.
-            if stat.linkname.is_empty() && !(equal && disk.take_over(stat)?) {
-                self.files.insert(self.ids[place], place);
-                self.pace.want(self.ids[place], stat.size);
-                self.pending += 1;
+            if !stat.linkname.is_empty() {
+                // Made at the end, when its target has its content.
+                return Ok(());
+            }
+            match if equal { disk.take_over(stat)? } else { Taken::Gone } {
+                Taken::Linked { ino } => self.linked.push((place, ino)),
+                Taken::Copied => {}
+                Taken::Gone => {
+                    self.files.insert(self.ids[place], place);
+                    self.pace.want(self.ids[place], stat.size);
+                    self.pending += 1;
+                }
             }
         } else if stat.mode & go_mode::SOCKET == 0 {
             disk.special(stat)?;
