@@ -190,3 +190,30 @@ fn without_a_daemon_kiln_starts_one_for_the_build() {
     assert_eq!(tar["oci-layout"].data, br#"{"imageLayoutVersion":"1.0.0"}"#);
     assert!(tar.contains_key("index.json"));
 }
+
+#[test]
+fn standard_input_is_a_context_or_a_dockerfile() {
+    let daemon = Daemon::start(&[]);
+    let dir = context(&[("a.txt", "a")]);
+    let out = dir.path().join("out");
+    let tar = testkit::Tar::new()
+        .file("Dockerfile", 0o644, "FROM scratch\nCOPY sub /\n")
+        .file("sub/Other", 0o644, "FROM scratch\nCOPY sub/b.txt /c.txt\n")
+        .file("sub/b.txt", 0o640, "b")
+        .finish();
+    let text = b"FROM scratch\nCOPY a.txt* /\nCOPY <<E /here.txt\nhere\nE\n".to_vec();
+    for (args, input, file) in [
+        (&["-"][..], &tar, "b.txt"),
+        (&["-f", "sub/Other", "-"], &tar, "c.txt"),
+        (&["-f", "-", path(dir.path())], &text, "a.txt"),
+        (&["-"], &text, "here.txt"),
+    ] {
+        let given = dir.path().join("input");
+        fs::write(&given, input).unwrap();
+        let _ = fs::remove_dir_all(&out);
+        let mut command = daemon.kiln(&[&["build", "-o", path(&out)], args].concat());
+        let output = command.stdin(fs::File::open(&given).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(out.join(file).is_file(), "{args:?}: {:?}", fs::read_dir(&out).unwrap().collect::<Vec<_>>());
+    }
+}

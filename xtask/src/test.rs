@@ -20,17 +20,17 @@ const COMPONENTS: [(&str, &str); 11] = [
     ("openssl", "openssl"),
 ];
 
-/// Where buildx lies in Debian's package.
-const BUILDX: &str = "usr/libexec/docker/cli-plugins/docker-buildx";
+/// Where plugins of Docker's client lie in Debian's packages, which are named like them.
+const PLUGINS: &str = "usr/libexec/docker/cli-plugins";
 
 pub fn all_rings(root: &Path, filter: &[String]) -> Outcome {
     install()?;
-    let (buildx, foreign) = (buildx(root)?, foreign_busybox(root)?);
+    let (buildx, compose, foreign) = (plugin(root, "docker-buildx")?, plugin(root, "docker-compose")?, foreign_busybox(root)?);
     run(Command::new("cargo").args(["build", "--locked", "-p", "kiln"]).current_dir(root))?;
     let runner: &[&str] = if found("cargo-nextest") { &["nextest", "run"] } else { &["test"] };
     let mut command = Command::new("cargo");
     command.current_dir(root).args(runner).args(["--workspace", "--locked", "--no-fail-fast"]).args(filter);
-    run(command.env("KILN_TEST_BUILDX", buildx).env("KILN_TEST_ARM64_BUSYBOX", foreign))
+    run(command.env("KILN_TEST_BUILDX", buildx).env("KILN_TEST_COMPOSE", compose).env("KILN_TEST_ARM64_BUSYBOX", foreign))
 }
 
 fn install() -> Outcome {
@@ -44,18 +44,19 @@ fn install() -> Outcome {
     debian::install(&missing)
 }
 
-/// Docker's buildx as Debian packages it: the installed one, or else one unpacked below the target directory.
-fn buildx(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
-    let installed = Path::new("/").join(BUILDX);
+/// A plugin of Docker's client as Debian packages it: the installed one, or else one unpacked below the target directory.
+fn plugin(root: &Path, name: &str) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let place = Path::new(PLUGINS).join(name);
+    let installed = Path::new("/").join(&place);
     if installed.is_file() {
         return Ok(installed);
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let tools = target.join("test-tools");
-    let unpacked = tools.join(BUILDX);
+    let unpacked = tools.join(&place);
     if !unpacked.is_file() {
         std::fs::create_dir_all(&tools)?;
-        debian::unpack_from_sid("docker-buildx", &debian::own_architecture()?, &tools.canonicalize()?)?;
+        debian::unpack_from_sid(name, &debian::own_architecture()?, &tools.canonicalize()?)?;
     }
     Ok(unpacked.canonicalize()?)
 }

@@ -116,7 +116,7 @@ async fn drive(client: &Client, build: &Build) -> Result<BTreeMap<String, Vec<u8
     let mut bridge = client.bridge();
     let (result, error, outcome) = match bridge.solve(of_build(&build.id, request)?).await {
         Ok(answer) => {
-            let result = answer.into_inner().result.unwrap_or_default();
+            let result = returnable(answer.into_inner().result.unwrap_or_default());
             let metadata = result.metadata.clone();
             (Some(result), None, Ok(metadata))
         }
@@ -124,6 +124,17 @@ async fn drive(client: &Client, build: &Build) -> Result<BTreeMap<String, Vec<u8
     };
     bridge.r#return(of_build(&build.id, gateway::ReturnRequest { result, error })?).await.map_err(|status| into_fault(&status))?;
     outcome
+}
+
+/// A result that may be handed back. The empty message, as a value in a map, is left out on the wire, and a daemon in Go takes that for a null.
+fn returnable(mut result: gateway::Result) -> gateway::Result {
+    if let Some(gateway::result::Result::Refs(map)) = &mut result.result {
+        for reference in map.refs.values_mut() {
+            reference.def.get_or_insert_default();
+        }
+    }
+    result.attestations.retain(|_, all| !all.attestation.is_empty());
+    result
 }
 
 fn of_build<T>(build: &str, message: T) -> Result<Request<T>> {
@@ -169,5 +180,24 @@ async fn watch(
             Err(_) if *over.borrow() => return Ok(()),
             Err(status) => return Err(into_fault(&status)).context("failed to receive status"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn an_empty_result_in_a_map_is_there_on_the_wire() {
+        let refs = BTreeMap::from([("k".to_owned(), gateway::Ref::default())]);
+        let result = Some(gateway::result::Result::Refs(gateway::RefMap { refs }));
+        let attestations = BTreeMap::from([("k".to_owned(), gateway::Attestations::default())]);
+        let sent = returnable(gateway::Result { result, attestations, ..gateway::Result::default() });
+        assert!(sent.attestations.is_empty());
+        let Some(gateway::result::Result::Refs(map)) = sent.result else { panic!("a map") };
+        // One entry: the key, and a value with an empty definition.
+        assert_eq!(map.encode_to_vec(), [0x0a, 7, 0x0a, 1, b'k', 0x12, 2, 0x12, 0]);
     }
 }

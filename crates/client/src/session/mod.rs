@@ -8,6 +8,7 @@ mod outputs;
 mod secrets;
 mod ssh;
 mod tunnel;
+mod uploads;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use proto::moby::buildkit::secrets::v1::secrets_server::SecretsServer;
 use proto::moby::filesync::v1::auth_server::AuthServer;
 use proto::moby::filesync::v1::file_sync_server::FileSyncServer;
 use proto::moby::sshforward::v1::ssh_server::SshServer;
+use proto::moby::upload::v1::upload_server::UploadServer;
 use tonic::service::RoutesBuilder;
 
 pub use content::BlobDir;
@@ -25,6 +27,7 @@ pub use outputs::{Output, Target};
 pub use secrets::Secret;
 pub use ssh::Agent;
 pub use tunnel::Running;
+pub use uploads::{Upload, upload_url};
 
 /// A session in preparation.
 pub struct Session {
@@ -99,6 +102,13 @@ impl Session {
         ];
         self.methods.extend(METHODS);
         self.routes.add_service(limited!(ContentServer::new(content::Stores::new(stores))));
+        self
+    }
+
+    /// What the daemon may read once, by name; see [`upload_url`].
+    pub fn uploads(mut self, uploads: BTreeMap<String, Upload>) -> Self {
+        self.methods.push("/moby.upload.v1.Upload/Pull");
+        self.routes.add_service(limited!(UploadServer::new(uploads::Uploads::new(uploads))));
         self
     }
 

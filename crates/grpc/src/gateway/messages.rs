@@ -26,7 +26,11 @@ impl Drive {
     /// Writes an outcome and holds its refs, so that the driver can name them.
     pub(super) fn outcome_message(&self, outcome: &Outcome, form: RefForm) -> pb::Result {
         let id = |reference: &Option<Arc<dyn Ref>>| reference.as_ref().map(|r| self.hold(r)).unwrap_or_default();
-        let full = |reference: &Option<Arc<dyn Ref>>| pb::Ref { id: id(reference), def: reference.as_ref().map(|r| r.graph().encode()) };
+        // Never the empty message: as a value in a map it would be left out, and clients in Go take that for a null.
+        let full = |reference: &Option<Arc<dyn Ref>>| {
+            let graph = reference.as_ref().map(|r| r.graph().encode());
+            pb::Ref { id: id(reference), def: Some(graph.unwrap_or_default()) }
+        };
         let result = match (&outcome.refs, form) {
             (Refs::Single(one), RefForm::Id) => pb::result::Result::RefDeprecated(id(one)),
             (Refs::Single(one), RefForm::IdAndGraph) => pb::result::Result::Ref(full(one)),
@@ -43,12 +47,12 @@ impl Drive {
                 AttestationKind::Bundle => pb::AttestationKind::Bundle,
             } as i32,
             metadata: a.metadata.iter().map(|(key, value)| (key.clone(), value.to_vec())).collect(),
-            r#ref: a.reference.is_some().then(|| full(&a.reference)),
+            r#ref: Some(full(&a.reference)),
             path: a.path.clone(),
             in_toto_predicate_type: a.predicate_type.clone(),
             in_toto_subjects: a.subjects.iter().map(subject_message).collect(),
         };
-        let attestations = outcome.attestations.iter();
+        let attestations = outcome.attestations.iter().filter(|(_, all)| !all.is_empty());
         pb::Result {
             metadata: outcome.metadata.iter().map(|(key, value)| (key.clone(), value.to_vec())).collect(),
             attestations: attestations

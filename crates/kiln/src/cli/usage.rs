@@ -43,7 +43,8 @@ pub fn of(command: Command, mode: Mode) -> String {
 const EVERYDAY: &str = "USAGE: kiln build [options] DIRECTORY
 
    -t, --tag NAME           name of the image; may be repeated
-   -f, --file FILE          Dockerfile (default DIRECTORY/Dockerfile)
+                            - for one directory: a Dockerfile, or an archive of a context, on standard input
+   -f, --file FILE          Dockerfile (default DIRECTORY/Dockerfile); - for standard input
    --target STAGE           --build-arg NAME[=VALUE]     --label K=V
    --platform OS/ARCH[,..]  --build-context NAME=VALUE   --no-cache     --pull
    --push                   push the image to its registry

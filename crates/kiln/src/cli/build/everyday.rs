@@ -2,34 +2,32 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use client::session::{Upload, upload_url};
+
+use super::stdin::{self, Input};
 use crate::cli::Call;
 use crate::cli::args::csv;
 
+/// What stands for standard input on the command line.
+const STDIN: &str = "-";
+
+/// What came from standard input.
+#[derive(Default)]
+pub struct Given {
+    pub uploads: BTreeMap<String, Upload>,
+    pub written: Option<tempfile::TempDir>,
+}
+
 pub fn fill(
     call: &Call,
+    input: Input,
     attrs: &mut BTreeMap<String, String>,
     locals: &mut BTreeMap<String, PathBuf>,
     outputs: &mut Vec<String>,
-) -> Result<(), String> {
+) -> Result<Given, String> {
     let args = &call.args;
     let [context] = args.operands.as_slice() else { return Err("one directory is built at a time".into()) };
-    let file = args.get("file");
-    if is_remote(context) {
-        attrs.insert("context".into(), context.clone());
-        if let Some(file) = file {
-            attrs.insert("filename".into(), file.to_owned());
-        }
-    } else {
-        let directory = directory(context)?;
-        let dockerfile = file.map_or_else(|| directory.join("Dockerfile"), PathBuf::from);
-        let dockerfile = if dockerfile.is_dir() { dockerfile.join("Dockerfile") } else { dockerfile };
-        let name =
-            dockerfile.file_name().and_then(|name| name.to_str()).ok_or_else(|| format!("{} is no file name", dockerfile.display()))?;
-        attrs.insert("filename".into(), name.to_owned());
-        let parent = dockerfile.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        locals.entry("dockerfile".into()).or_insert_with(|| parent.to_owned());
-        locals.entry("context".into()).or_insert(directory);
-    }
+    let given = place(context, args.get("file"), input, attrs, locals)?;
     for (flag, key) in [("target", "target"), ("network", "force-network-mode")] {
         if let Some(value) = args.get(flag) {
             attrs.insert(key.into(), value.to_owned());
@@ -65,7 +63,69 @@ pub fn fill(
             locals.insert(local, directory(value)?);
         }
     }
-    image_output(call, outputs)
+    image_output(call, outputs)?;
+    Ok(given)
+}
+
+/// Where the context and the Dockerfile are.
+fn place(
+    context: &str,
+    file: Option<&str>,
+    input: Input,
+    attrs: &mut BTreeMap<String, String>,
+    locals: &mut BTreeMap<String, PathBuf>,
+) -> Result<Given, String> {
+    if is_remote(context) {
+        attrs.insert("context".into(), context.to_owned());
+    } else if context != STDIN {
+        locals.entry("context".into()).or_insert(directory(context)?);
+    }
+    match (context, file) {
+        (STDIN, Some(STDIN)) => return Err("invalid argument: can't use stdin for both build context and dockerfile".into()),
+        (STDIN, file) => match (stdin::context(input)?, file) {
+            (stdin::Context::Dockerfile(_), Some(_)) => {
+                return Err("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles".into());
+            }
+            (stdin::Context::Dockerfile(text), None) => {
+                let given = written(&text, attrs, locals)?;
+                let empty = given.written.as_ref().map(|dir| dir.path().join("context"));
+                locals.extend(empty.map(|empty| ("context".to_owned(), empty)));
+                return Ok(given);
+            }
+            (stdin::Context::Archive(upload), file) => {
+                let name = client::new_id();
+                attrs.insert("context".into(), upload_url(&name));
+                attrs.extend(file.map(|file| ("filename".to_owned(), file.to_owned())));
+                return Ok(Given { uploads: BTreeMap::from([(name, upload)]), written: None });
+            }
+        },
+        (_, Some(STDIN)) => return written(&stdin::dockerfile(input)?, attrs, locals),
+        (context, file) if is_remote(context) => attrs.extend(file.map(|file| ("filename".to_owned(), file.to_owned()))),
+        (directory, file) => {
+            let dockerfile = file.map_or_else(|| Path::new(directory).join("Dockerfile"), PathBuf::from);
+            let dockerfile = if dockerfile.is_dir() { dockerfile.join("Dockerfile") } else { dockerfile };
+            let name = dockerfile.file_name().and_then(|name| name.to_str());
+            attrs.insert("filename".into(), name.ok_or_else(|| format!("{} is no file name", dockerfile.display()))?.to_owned());
+            let parent = dockerfile.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            locals.entry("dockerfile".into()).or_insert_with(|| parent.to_owned());
+        }
+    }
+    Ok(Given::default())
+}
+
+/// A Dockerfile of nobody's directory gets one, with an empty context beside it.
+fn written(text: &[u8], attrs: &mut BTreeMap<String, String>, locals: &mut BTreeMap<String, PathBuf>) -> Result<Given, String> {
+    let failed = |error: std::io::Error| format!("failed to write the Dockerfile down: {error}");
+    let dir = tempfile::Builder::new().prefix("kiln-").tempdir().map_err(failed)?;
+    let place = dir.path().join("dockerfile");
+    std::fs::create_dir(&place).map_err(failed)?;
+    std::fs::create_dir(dir.path().join("context")).map_err(failed)?;
+    std::fs::write(place.join("Dockerfile"), text).map_err(failed)?;
+    locals.insert("dockerfile".into(), place);
+    attrs.insert("filename".into(), "Dockerfile".into());
+    // It goes before one in a context that is elsewhere.
+    attrs.insert("dockerfilekey".into(), "dockerfile".into());
+    Ok(Given { uploads: BTreeMap::new(), written: Some(dir) })
 }
 
 /// Tags mean an image; where other outputs are given too, an image among them takes the names.
@@ -100,9 +160,6 @@ fn is_remote(context: &str) -> bool {
 }
 
 fn directory(path: &str) -> Result<PathBuf, String> {
-    if path == "-" {
-        return Err("a context on standard input is not supported: unpack it into a directory".into());
-    }
     let place = PathBuf::from(path);
     if place.is_dir() { Ok(place) } else { Err(format!("build context {path} is not a directory")) }
 }

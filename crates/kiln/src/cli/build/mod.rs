@@ -7,6 +7,7 @@ mod outputs;
 mod plan;
 mod policy;
 mod sources;
+mod stdin;
 
 use fault::{Context as _, Fault, Result};
 use tokio::sync::mpsc;
@@ -74,7 +75,7 @@ pub async fn run(call: &Call) -> Result<()> {
             return Err(Fault::new(fault::Kind::Unimplemented, format!("--{flag} is not supported: {instead}")));
         }
     }
-    let plan = plan::make(call).map_err(Fault::invalid)?;
+    let plan = plan::make(call, Box::new(std::io::stdin())).map_err(Fault::invalid)?;
     if let Some(file) = call.args.get("ref-file") {
         finish::write(file, plan.build.id.as_bytes())?;
     }
@@ -88,7 +89,7 @@ pub async fn run(call: &Call) -> Result<()> {
     let client = connect(call).await?;
     // buildctl asks too: a daemon that cannot answer this cannot build.
     client.workers(Vec::new()).await.context("listing workers for Build")?;
-    let plan::Plan { build, session, after } = plan;
+    let plan::Plan { build, session, after, written: _written } = plan;
     let id = build.id.clone();
     let (sender, parts) = mpsc::channel(64);
     let building = client::build::run(&client, session, build, sender);

@@ -8,6 +8,7 @@ use client::session::{Session, auth::DockerConfig};
 use prost::Message as _;
 
 use super::outputs::{self, Outputs};
+use super::stdin::Input;
 use super::{caches, everyday, policy, sources};
 use crate::cli::environment::Environment;
 use crate::cli::{Call, Mode};
@@ -16,6 +17,8 @@ pub struct Plan {
     pub build: Build,
     pub session: Session,
     pub after: After,
+    /// What was made for this build alone, and goes with it.
+    pub written: Option<tempfile::TempDir>,
 }
 
 /// Directories whose index is to be written when the build is done.
@@ -27,16 +30,19 @@ pub struct After {
     pub caches: Vec<(std::path::PathBuf, String)>,
 }
 
-pub fn make(call: &Call) -> Result<Plan, String> {
+/// `input` is read only where the flags say so.
+pub fn make(call: &Call, input: Input) -> Result<Plan, String> {
     let args = &call.args;
     let mut attrs = frontend_attrs(call)?;
     let mut locals = sources::locals(args.all("local"))?;
     let mut frontend = args.text("frontend").to_owned();
     let mut output_flags = args.all("output").to_vec();
+    let (mut uploads, mut written) = (BTreeMap::new(), None);
     let is_everyday = call.mode == Mode::Kiln && frontend.is_empty() && !args.operands.is_empty();
     if is_everyday {
         frontend = "dockerfile.v0".into();
-        everyday::fill(call, &mut attrs, &mut locals, &mut output_flags)?;
+        let given = everyday::fill(call, input, &mut attrs, &mut locals, &mut output_flags)?;
+        (uploads, written) = (given.uploads, given.written);
     } else if let Some(extra) = args.operands.first() {
         return Err(format!("unexpected argument {extra:?}"));
     }
@@ -79,6 +85,9 @@ pub fn make(call: &Call) -> Result<Plan, String> {
     if !agents.is_empty() {
         session = session.ssh(agents);
     }
+    if !uploads.is_empty() {
+        session = session.uploads(uploads);
+    }
     let build = Build {
         id: client::new_id(),
         frontend,
@@ -92,7 +101,7 @@ pub fn make(call: &Call) -> Result<Plan, String> {
         internal: false,
         proxy_network: args.is_set("proxy-network"),
     };
-    Ok(Plan { build, session, after: After { layouts, caches: caches.to_index } })
+    Ok(Plan { build, session, after: After { layouts, caches: caches.to_index }, written })
 }
 
 /// `--opt` values. A build argument without a value takes that of the environment, or is left out.
@@ -153,7 +162,32 @@ mod tests {
     pub(super) fn plan(mode: Mode, args: &[&str], environment: &[(&str, &str)]) -> Result<Plan, String> {
         let args: Vec<String> = args.iter().map(|s| (*s).to_owned()).collect();
         let args = Args::parse(&[FLAGS, EVERYDAY_FLAGS].concat(), &args).unwrap();
-        make(&Call { mode, args, environment: Environment::of(environment) })
+        make(&Call { mode, args, environment: Environment::of(environment) }, Box::new(std::io::empty()))
+    }
+
+    fn with_input(args: &[&str], input: &[u8]) -> Result<Plan, String> {
+        let args: Vec<String> = args.iter().map(|s| (*s).to_owned()).collect();
+        let args = Args::parse(&[FLAGS, EVERYDAY_FLAGS].concat(), &args).unwrap();
+        make(&Call { mode: Mode::Kiln, args, environment: Environment::of(&[]) }, Box::new(std::io::Cursor::new(input.to_vec())))
+    }
+
+    #[test]
+    fn standard_input_is_a_dockerfile_or_an_archive() {
+        let attr = |plan: &Plan, key: &str| plan.build.frontend_attrs.get(key).cloned().unwrap_or_default();
+        let written = |plan: &Plan| std::fs::read(plan.written.as_ref().unwrap().path().join("dockerfile/Dockerfile")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let context = dir.path().to_str().unwrap();
+        for args in [&["-"][..], &["-f", "-", context], &["-f", "-", "https://h/x.git"]] {
+            let plan = with_input(args, b"FROM scratch\n").unwrap();
+            assert_eq!((attr(&plan, "filename").as_str(), attr(&plan, "dockerfilekey").as_str()), ("Dockerfile", "dockerfile"), "{args:?}");
+            assert_eq!(written(&plan), b"FROM scratch\n");
+        }
+        let plan = with_input(&["-", "-f", "sub/Other"], &[0x1f, 0x8b, 8, 0]).unwrap();
+        assert!(attr(&plan, "context").starts_with("http://buildkit-session/") && plan.written.is_none());
+        assert_eq!((attr(&plan, "filename").as_str(), attr(&plan, "dockerfilekey").as_str()), ("sub/Other", ""));
+        let refused = |args: &[&str]| with_input(args, b"FROM scratch\n").map(|_| ()).unwrap_err();
+        assert_eq!(refused(&["-", "-f", "-"]), "invalid argument: can't use stdin for both build context and dockerfile");
+        assert_eq!(refused(&["-", "-f", "x"]), "ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles");
     }
 
     #[test]

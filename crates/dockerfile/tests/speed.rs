@@ -1,0 +1,95 @@
+//! How long a long Dockerfile takes. The bar is the release build's; without optimisation it is only a guard against squares.
+//!
+//! `cargo test --release -p dockerfile --test speed -- --nocapture` prints the figures.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dockerfile::convert::{Ask, Image, ImageRequest, LoadedContext, NamedContext};
+use dockerfile::lint::Linter;
+use dockerfile::source::{self, Local, ResolveMode};
+use dockerfile::{Cause, Options, convert};
+use futures_util::FutureExt as _;
+use llb::Graph;
+use oci::{Digest, Platform, Timestamp};
+
+const BAR: Duration = if cfg!(debug_assertions) { Duration::from_millis(1500) } else { Duration::from_millis(20) };
+const LINES: usize = 2_000;
+
+struct Fixed;
+
+#[async_trait::async_trait]
+impl Ask for Fixed {
+    async fn image(&self, request: ImageRequest<'_>) -> Result<Image, Cause> {
+        let config =
+            r#"{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/bin:/bin"]},"rootfs":{"type":"layers","diff_ids":null}}"#;
+        Ok(Image { reference: request.reference.to_owned(), digest: Digest::of(b"image"), config: config.into() })
+    }
+
+    fn named_context(&self, _: &str, _: Option<&Platform>) -> Result<Option<NamedContext>, Cause> {
+        Ok(None)
+    }
+
+    async fn load_context(&self, _: &NamedContext, _: Option<&Platform>, _: ResolveMode) -> Result<LoadedContext, Cause> {
+        Err("there are no named contexts".into())
+    }
+
+    async fn main_context(&self, paths: &[String]) -> Result<Option<Arc<Graph>>, Cause> {
+        let local = Local { name: "context".into(), follow_paths: paths.to_vec(), ..Local::default() };
+        Ok(Some(Arc::new(source::local(&local).into_graph())))
+    }
+
+    async fn ignore_patterns(&self) -> Result<Vec<String>, Cause> {
+        Ok(vec!["**/*.o".into(), ".git".into()])
+    }
+
+    async fn source_date(&self, _: &Graph, _: &str) -> Result<Option<Timestamp>, Cause> {
+        Ok(None)
+    }
+}
+
+/// Forty stages of a project, each building upon the last, with 50 lines.
+fn stages() -> String {
+    let mut text = String::from("# syntax=docker/dockerfile:1\nARG VERSION=1.2\n");
+    let stage = |n: usize| {
+        let from = if n == 0 { "debian:$VERSION".to_owned() } else { format!("stage{}", n - 1) };
+        let mut stage = format!("FROM {from} AS stage{n}\nARG VERSION\nARG MODE=fast\nWORKDIR /src/$VERSION/{n}\n");
+        for i in 0..9 {
+            stage += &format!(
+                "ENV KEY_{n}_{i}=\"${{VERSION}}-${{MODE:-slow}}-{i}\"\nCOPY --chown=1:1 pkg/{n}/{i} ./pkg/\nRUN --mount=type=cache,target=/cache/{i} \\\n    make -j4 \\\n    target-{i}\n"
+            );
+        }
+        stage + "LABEL stage=\"done\"\n"
+    };
+    (0..40).for_each(|n| text += &stage(n));
+    text
+}
+
+/// One stage in which everything sees everything before it.
+fn one_stage() -> String {
+    let step = |i: usize| format!("ARG V{i}=x\nRUN make step-{i} \"$V{i}\"\nCOPY src/{i} /dst/{i}\nLABEL l{i}=$V{i}\n");
+    std::iter::once("FROM a\n".to_owned()).chain((0..LINES / 4).map(step)).collect()
+}
+
+/// The best of several, as other tests run beside this one.
+fn time(text: &str) -> Duration {
+    let options = Options { caps: llb::CAPABILITIES.iter().map(|c| (*c).to_owned()).collect(), ..Options::default() };
+    let once = || {
+        let start = Instant::now();
+        let mut linter = Linter::new(Default::default());
+        let converted = convert(text.as_bytes(), &options, &Fixed, &mut linter).now_or_never().expect("nothing here has to wait");
+        assert!(converted.unwrap().graph.vertices.len() > 100);
+        start.elapsed()
+    };
+    (0..5).map(|_| once()).min().expect("five of them")
+}
+
+#[test]
+fn two_thousand_lines_take_milliseconds() {
+    for (name, text) in [("forty stages", stages()), ("one stage", one_stage())] {
+        let lines = text.lines().count();
+        assert!(lines.abs_diff(LINES) < 100, "{lines}");
+        let took = time(&text);
+        println!("{name}: {lines} lines in {took:?}");
+        assert!(took < BAR, "{name}: {lines} lines took {took:?}");
+    }
+}
