@@ -92,19 +92,29 @@ impl Builder {
     /// The graph that `result` needs; other vertices are left out. `None` gives the empty graph. May be called again for another result.
     pub fn finish(&self, result: Option<Edge>) -> Graph {
         let Some(result) = result else { return Graph::default() };
+        let vertices = self.vertices.iter().zip(self.needed(&result)).filter(|(_, needed)| *needed).map(|(v, _)| v.clone()).collect();
+        graph(vertices, self.sources.clone(), result)
+    }
+
+    /// As [`Self::finish`], for the last result.
+    pub fn into_graph(mut self, result: Option<Edge>) -> Graph {
+        let Some(result) = result else { return Graph::default() };
+        let mut needed = self.needed(&result).into_iter();
+        self.vertices.retain(|_| needed.next().unwrap_or(false));
+        graph(self.vertices, self.sources, result)
+    }
+
+    /// For each vertex whether `result` is made from it.
+    fn needed(&self, result: &Edge) -> Vec<bool> {
+        let last = self.positions[&result.vertex];
         let mut needed = vec![false; self.vertices.len()];
-        needed[self.positions[&result.vertex]] = true;
-        for at in (0..self.vertices.len()).rev().filter(|at| self.positions[&result.vertex] >= *at) {
+        needed[last] = true;
+        for at in (0..=last).rev() {
             if needed[at] {
                 self.vertices[at].inputs.iter().for_each(|i| needed[self.positions[&i.vertex]] = true);
             }
         }
-        let vertices: Vec<Vertex> = self.vertices.iter().zip(needed).filter(|(_, n)| *n).map(|(v, _)| v.clone()).collect();
-        let mut sources = self.sources.clone();
-        let kept: std::collections::HashSet<&Digest> = vertices.iter().map(|v| &v.digest).collect();
-        sources.locations.retain(|digest, _| kept.contains(digest));
-        let result_metadata = result_metadata(&vertices);
-        Graph { vertices, result: Some(result), result_metadata, sources, originals: Default::default() }
+        needed
     }
 }
 
@@ -120,6 +130,13 @@ fn is_same(one: &SourceInfo, other: &SourceInfo) -> bool {
 }
 
 /// The last entry of a definition lists what the definition as a whole relies on.
+fn graph(vertices: Vec<Vertex>, mut sources: SourceMap, result: Edge) -> Graph {
+    let kept: std::collections::HashSet<&Digest> = vertices.iter().map(|v| &v.digest).collect();
+    sources.locations.retain(|digest, _| kept.contains(digest));
+    let result_metadata = result_metadata(&vertices);
+    Graph { vertices, result: Some(result), result_metadata, sources, originals: Default::default() }
+}
+
 fn result_metadata(vertices: &[Vertex]) -> Metadata {
     let mut metadata = Metadata::default();
     let mut need = |cap: &str| _ = metadata.caps.insert(cap.to_owned(), true);

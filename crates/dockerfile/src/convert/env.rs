@@ -29,7 +29,7 @@ impl Env {
 
     /// `KEY=value`
     pub fn to_list(&self) -> Vec<String> {
-        self.0.iter().map(|(key, value)| format!("{key}={value}")).collect()
+        self.0.iter().map(|(key, value)| [key.as_str(), "=", value].concat()).collect()
     }
 }
 

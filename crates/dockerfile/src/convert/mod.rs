@@ -361,7 +361,7 @@ impl<'a> Converter<'a> {
             encoder = encoder.without_default_path();
         }
         let stage = &self.stages[target];
-        let graph = Arc::new(encoder.graph(stage.state.files));
+        let result = stage.state.files.and_then(|node| encoder.edge(node));
         let mut scan = BTreeMap::new();
         if stage.scan_context {
             scan.insert("context".to_owned(), Arc::new(encoder.graph(Some(self.context))));
@@ -374,6 +374,7 @@ impl<'a> Converter<'a> {
                 ignore_cache |= other.ignore_cache;
             }
         }
+        let graph = Arc::new(encoder.into_graph(result));
         Ok(Converted { graph, image, base_image: stage.base_image.clone(), scan, epoch: self.epoch, ignore_cache })
     }
 }

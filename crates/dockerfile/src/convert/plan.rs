@@ -179,8 +179,13 @@ impl<'a> Encoder<'a> {
         self.builder.finish(edge)
     }
 
+    /// As [`Self::graph`], for the last of them.
+    pub fn into_graph(self, result: Option<Edge>) -> Graph {
+        self.builder.into_graph(result)
+    }
+
     /// Iterative, because chains of steps are long.
-    fn edge(&mut self, wanted: NodeId) -> Option<Edge> {
+    pub fn edge(&mut self, wanted: NodeId) -> Option<Edge> {
         let mut stack = vec![(wanted, false)];
         while let Some((node, ready)) = stack.pop() {
             if self.done.contains_key(&node) {

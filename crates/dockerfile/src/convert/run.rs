@@ -321,12 +321,11 @@ fn proxy(args: &std::collections::BTreeMap<String, String>) -> Option<ProxyEnv> 
 
 /// `RUN |2 A=1 B=2 /bin/sh -c make # buildkit`
 fn history_text(args: &[String], stage: &super::stage::StageState) -> String {
-    let values: HashMap<&str, &str> = stage.state.env.iter().collect();
-    let mut places: HashMap<&str, usize> = HashMap::new();
-    let mut declared: Vec<String> = Vec::new();
+    // Of an argument that is declared again the first place and the last value count; variables go before arguments.
+    let mut places: HashMap<&str, usize> = HashMap::with_capacity(stage.args.len());
+    let mut declared: Vec<(&str, &str)> = Vec::with_capacity(stage.args.len());
     for arg in &stage.args {
-        let value = values.get(arg.key.as_str()).copied().or(arg.value.as_deref()).unwrap_or_default();
-        let entry = format!("{}={value}", arg.key);
+        let entry = (arg.key.as_str(), arg.value.as_deref().unwrap_or_default());
         match places.entry(&arg.key) {
             Entry::Occupied(known) => declared[*known.get()] = entry,
             Entry::Vacant(free) => {
@@ -335,11 +334,21 @@ fn history_text(args: &[String], stage: &super::stage::StageState) -> String {
             }
         }
     }
-    let mut words = Vec::new();
     if !declared.is_empty() {
-        words.push(format!("|{}", declared.len()));
-        words.extend(declared);
+        for (key, value) in stage.state.env.iter() {
+            if let Some(place) = places.get(key) {
+                declared[*place].1 = value;
+            }
+        }
     }
-    words.extend(args.iter().cloned());
-    format!("RUN {} # buildkit", words.join(" "))
+    let mut text = String::from("RUN");
+    if !declared.is_empty() {
+        text.push_str(&format!(" |{}", declared.len()));
+    }
+    for (key, value) in declared {
+        [" ", key, "=", value].into_iter().for_each(|part| text.push_str(part));
+    }
+    text.push(' ');
+    text.push_str(&args.join(" "));
+    text + " # buildkit"
 }
