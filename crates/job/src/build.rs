@@ -228,7 +228,7 @@ impl Build {
         graph.check_capabilities().map_err(|e| Fault::of(Kind::Unimplemented, e))?;
         for vertex in &graph.vertices {
             if let Op::Exec(op) = &vertex.op {
-                self.granted.check(op)?;
+                self.granted.check(op, self.worker.devices())?;
             }
         }
         Ok(())

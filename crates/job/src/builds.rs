@@ -251,7 +251,10 @@ impl Service for Builds {
     async fn workers(&self, rescan: bool) -> Result<Vec<api::Worker>> {
         let facts = self.worker.facts(rescan);
         let gc_policy = self.worker.gc_rules().iter().map(usage::policy).collect();
-        Ok(vec![api::Worker { id: facts.id, labels: facts.labels, platforms: facts.platforms, gc_policy, devices: Vec::new() }])
+        let device =
+            |d: worker::Device| api::Device { name: d.name, auto_allow: d.auto_allow, annotations: d.annotations, on_demand: false };
+        let devices = facts.devices.into_iter().map(device).collect();
+        Ok(vec![api::Worker { id: facts.id, labels: facts.labels, platforms: facts.platforms, gc_policy, devices }])
     }
 
     async fn disk_usage(&self, query: UsageQuery) -> Result<Vec<UsageRecord>> {

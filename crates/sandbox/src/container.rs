@@ -25,6 +25,8 @@ pub struct Container {
     pub hosts: Vec<(String, IpAddr)>,
     pub network: Network,
     pub resources: Resources,
+    /// Beside those that every container has.
+    pub devices: Vec<DeviceNode>,
     /// Empty means the daemon's default.
     pub cgroup_parent: String,
     pub security: Security,
@@ -46,6 +48,7 @@ impl Container {
             hosts: Vec::new(),
             network: Network::Default,
             resources: Resources::default(),
+            devices: Vec::new(),
             cgroup_parent: String::new(),
             security: Security::Sandbox,
             recursive_stubs: false,
@@ -117,6 +120,24 @@ pub struct Resources {
     pub pids: Option<i64>,
 }
 
+/// A device that a container may use.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceNode {
+    /// Where in the container.
+    pub path: String,
+    /// The host's node, for where no node can be made.
+    pub host: PathBuf,
+    /// Or else a character device.
+    pub block: bool,
+    pub major: u32,
+    pub minor: u32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Of `r`, `w` and `m`: read, write, make nodes.
+    pub access: String,
+}
+
 /// A process in a container.
 #[derive(Debug, Clone, Default)]
 pub struct Process {
@@ -128,6 +149,8 @@ pub struct Process {
     pub cwd: String,
     /// `user`, `uid`, `user:group` or `uid:gid`, looked up in the container. Empty means root.
     pub user: String,
+    /// More supplementary groups.
+    pub groups: Vec<u32>,
     /// Give it a terminal; everything it prints arrives on stdout.
     pub tty: bool,
     pub rlimits: Vec<Rlimit>,

@@ -30,7 +30,7 @@ mod sys;
 
 pub use builtin::Builtin;
 pub use cgroup_root::prepare_cgroup_root;
-pub use container::{Container, DEFAULT_HOSTNAME, Mount, MountSource, Network, Process, Resources, Rlimit, Security};
+pub use container::{Container, DEFAULT_HOSTNAME, DeviceNode, Mount, MountSource, Network, Process, Resources, Rlimit, Security};
 pub use emulation::Emulator;
 pub use error::SandboxError;
 pub use io::{Input, Io, Output};

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use snapshot::MountSpec;
 
-use crate::container::{Resources, Rlimit};
+use crate::container::{DeviceNode, Resources, Rlimit};
 
 /// Everything the helper needs to make a container and its first process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +29,7 @@ pub(crate) struct Spec {
     pub resolv: PathBuf,
     pub cgroup: String,
     pub resources: Resources,
+    pub devices: Vec<DeviceNode>,
     pub recursive_stubs: bool,
     /// Show the daemon's own `/proc`.
     pub host_proc: bool,
@@ -88,6 +89,7 @@ pub(crate) struct SpecProcess {
     pub env: Vec<String>,
     pub cwd: String,
     pub user: String,
+    pub groups: Vec<u32>,
     pub tty: bool,
     pub rlimits: Vec<Rlimit>,
     pub insecure: bool,

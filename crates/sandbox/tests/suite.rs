@@ -53,6 +53,7 @@ suite! {
     insecure_is_open
     masked_and_frozen_paths
     devices
+    a_device_of_its_own
     hosts_and_hostname
     mounts_of_all_kinds
     mount_points_stay_in_the_root
@@ -191,6 +192,30 @@ async fn devices(world: World) {
     let outcome = world.sh("mknod /tmp/disk b 259 0 && mknod /tmp/mem c 1 1 && mknod /tmp/n c 1 3 && echo made; echo ok > /tmp/n && cat /tmp/mem; cat /tmp/disk").await;
     assert_eq!((outcome.stdout.as_str(), outcome.exit.code), ("made\n", 1), "{outcome:?}");
     assert_eq!(outcome.stderr.matches("Operation not permitted").count(), 2, "{}", outcome.stderr);
+}
+
+async fn a_device_of_its_own(world: World) {
+    let node = sandbox::DeviceNode {
+        path: "/dev/given/control".into(),
+        host: "/dev/loop-control".into(),
+        block: false,
+        major: 10,
+        minor: 237,
+        mode: 0o640,
+        uid: 1000,
+        gid: 44,
+        access: "rw".into(),
+    };
+    let container = sandbox::Container { devices: vec![node], ..world.container() };
+    let process = Process {
+        groups: vec![44],
+        user: "bob".into(),
+        ..shell(": <> /dev/given/control && stat -c '%t:%T %a %u %g' /dev/given/control; id -G")
+    };
+    let outcome = world.run(container, process).await;
+    assert_eq!(outcome.stdout, "a:ed 640 1000 44\n1001 29 44\n", "{outcome:?}");
+    let outcome = world.sh("mknod /tmp/control c 10 237 && : < /tmp/control").await;
+    assert!(outcome.exit.code != 0 && outcome.stderr.contains("not permitted"), "others have it not: {outcome:?}");
 }
 
 async fn hosts_and_hostname(world: World) {

@@ -12,6 +12,7 @@ use ops::{build, checksum, file};
 use snapshot::{Editor, View};
 use sources::Sources;
 
+use crate::devices::Devices;
 use crate::pins::Pins;
 use crate::platforms::Platforms;
 use crate::remains::Remains;
@@ -24,6 +25,7 @@ pub struct Steps {
     pub host: Platform,
     pub pins: Pins,
     pub platforms: Arc<Platforms>,
+    pub devices: Devices,
 }
 
 impl Steps {
@@ -130,7 +132,8 @@ impl Steps {
                     Err(hint) => (None, Some(hint)),
                 };
                 let Context { cancel, reporter, sessions, .. } = context;
-                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel, emulator };
+                let extras = self.devices.extras(&op.cdi_devices)?;
+                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel, emulator, extras };
                 self.exec.run(request).await.map_err(|failure| {
                     let fault = failure.fault;
                     let fault = match hint {

@@ -5,6 +5,7 @@
 //!
 //! Start at [`Worker::open`]; `execute` is one op at a time.
 mod background;
+mod devices;
 mod execute;
 mod open;
 mod pins;
@@ -12,6 +13,7 @@ mod platforms;
 mod remains;
 mod resolve;
 
+pub use devices::{Device, Devices};
 pub use open::{Facts, Runtime, Settings, Worker};
 pub use remains::Remains;
 pub use sources::normal_identifier;

@@ -17,6 +17,7 @@ use snapshot::Backend;
 use sources::{GitSettings, Sources};
 
 use crate::background::Background;
+use crate::devices::{Device, Devices};
 use crate::execute::Steps;
 use crate::pins::Pins;
 use crate::platforms::Platforms;
@@ -47,6 +48,7 @@ pub struct Settings {
     pub platforms_max_age: Duration,
     /// Directories with user-mode emulators.
     pub emulators: Vec<PathBuf>,
+    pub devices: Devices,
     pub parallelism: Option<usize>,
     pub log_limits: LogLimits,
     pub hostname: String,
@@ -68,6 +70,7 @@ pub struct Facts {
     pub id: String,
     pub labels: BTreeMap<String, String>,
     pub platforms: Vec<Platform>,
+    pub devices: Vec<Device>,
 }
 
 /// One worker with its store and engine.
@@ -77,6 +80,7 @@ pub struct Worker {
     platforms: Mutex<(Instant, Vec<Platform>)>,
     platforms_max_age: Duration,
     runs: Arc<Platforms>,
+    devices: Devices,
     layers: Layers,
     content: content::Store,
     pub(crate) sources: Sources,
@@ -130,6 +134,7 @@ impl Worker {
             host: Platform::host(),
             pins: pins.clone(),
             platforms: runs.clone(),
+            devices: settings.devices.clone(),
         };
         let index = Index::new(db.clone());
         layers.set_ceiling(settings.ceiling);
@@ -139,6 +144,7 @@ impl Worker {
             platforms: Mutex::new((Instant::now(), found)),
             platforms_max_age: settings.platforms_max_age,
             runs,
+            devices: settings.devices,
             id,
             _background: Background::start(layers.clone(), index.clone(), settings.gc_rules.clone()),
             gc_rules: settings.gc_rules,
@@ -214,6 +220,11 @@ impl Worker {
         &self.exec
     }
 
+    /// The devices that steps may ask for.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
     /// What a container of that platform must be given to run its programs.
     pub fn emulator(&self, platform: &Platform) -> fault::Result<Option<sandbox::Emulator>> {
         self.runs.emulator(&platform.clone().normalized())
@@ -230,7 +241,7 @@ impl Worker {
             }
             known.0 = Instant::now();
         }
-        Facts { id: self.id.clone(), labels: self.labels.clone(), platforms: known.1.clone() }
+        Facts { id: self.id.clone(), labels: self.labels.clone(), platforms: known.1.clone(), devices: self.devices.list() }
     }
 }
 

@@ -171,6 +171,7 @@ fn settings(root: &Path) -> Settings {
         labels: BTreeMap::new(),
         platforms: Vec::new(),
         platforms_max_age: Default::default(),
+        devices: worker::Devices::default(),
         parallelism: None,
         log_limits: Default::default(),
         hostname: String::new(),

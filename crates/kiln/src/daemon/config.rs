@@ -28,6 +28,7 @@ struct File {
     sbom_generator: Option<String>,
     #[serde(rename = "insecure-entitlements")]
     insecure_entitlements: Vec<String>,
+    cdi: CdiTable,
     log: LogTable,
     grpc: GrpcTable,
     dns: DnsTable,
@@ -36,6 +37,14 @@ struct File {
     registry: BTreeMap<String, RegistryTable>,
     history: Option<HistoryTable>,
     worker: WorkerTables,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct CdiTable {
+    disabled: bool,
+    spec_dirs: Vec<PathBuf>,
+    auto_allowed: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -239,6 +248,7 @@ pub struct Config {
     pub socket_owner: (Option<u32>, Option<u32>),
     pub tls: Tls,
     pub entitlements: Vec<String>,
+    pub devices: worker::Devices,
     pub dockerfile_enabled: bool,
     pub gateway_enabled: bool,
     pub gateway_sources: Vec<String>,
@@ -310,13 +320,23 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         let (key, value) = label.split_once('=').ok_or_else(|| format!("invalid label {label:?}: KEY=VALUE is wanted"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
-    let entitlements =
+    let mut entitlements =
         if flags.allow_insecure_entitlement.is_empty() { file.insecure_entitlements } else { flags.allow_insecure_entitlement };
     for entitlement in &entitlements {
         if !["network.host", "security.insecure", "device"].contains(&entitlement.as_str()) {
             return Err(format!("invalid entitlement : {entitlement}"));
         }
     }
+    let devices = match flags.cdi_disabled.unwrap_or(file.cdi.disabled) {
+        true => worker::Devices::default(),
+        false => {
+            // Each device is granted by name, or allows itself.
+            entitlements.push("device".to_owned());
+            let given = [flags.cdi_dirs, file.cdi.spec_dirs].into_iter().find(|dirs| !dirs.is_empty());
+            let dirs = given.unwrap_or_else(|| ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"].map(PathBuf::from).to_vec());
+            worker::Devices { dirs, auto_allowed: file.cdi.auto_allowed }
+        }
+    };
     let debug_level = if flags.trace || file.trace {
         Some("trace")
     } else if flags.debug || file.debug {
@@ -350,6 +370,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
             ca: flags.tls_ca.or(file.grpc.tls.ca),
         },
         entitlements,
+        devices,
         dockerfile_enabled: file.frontend.get("dockerfile.v0").and_then(|f| f.enabled).unwrap_or(true),
         gateway_sources: file.frontend.get("gateway.v0").map(|f| f.allowed_repositories.clone()).unwrap_or_default(),
         gateway_enabled: file.frontend.get("gateway.v0").and_then(|f| f.enabled).unwrap_or(true),

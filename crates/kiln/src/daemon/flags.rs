@@ -28,6 +28,8 @@ pub struct Flags {
     pub oci_platforms: Vec<String>,
     pub network: NetworkTable,
     pub oci_binary: Option<PathBuf>,
+    pub cdi_disabled: Option<bool>,
+    pub cdi_dirs: Vec<PathBuf>,
     pub oci_max_parallelism: Option<usize>,
     pub oci_no_process_sandbox: bool,
     pub oci_gc: Option<bool>,
@@ -49,10 +51,9 @@ pub enum Parsed {
 }
 
 /// Flags with a value that buildkitd knows and this version does nothing with.
-const WITHOUT_EFFECT: [&str; 27] = [
+const WITHOUT_EFFECT: [&str; 26] = [
     "debugaddr",
     "otel-socket-path",
-    "cdi-spec-dir",
     "profile-cpu",
     "profile-memory",
     "profile-memoryrate",
@@ -80,15 +81,8 @@ const WITHOUT_EFFECT: [&str; 27] = [
 ];
 
 /// Switches of that kind.
-const SWITCHES_WITHOUT_EFFECT: [&str; 7] = [
-    "proxy-network",
-    "cdi-disabled",
-    "save-cache-debug",
-    "oci-worker-selinux",
-    "oci-worker-rootless",
-    "containerd-worker-gc",
-    "containerd-worker-selinux",
-];
+const SWITCHES_WITHOUT_EFFECT: [&str; 6] =
+    ["proxy-network", "save-cache-debug", "oci-worker-selinux", "oci-worker-rootless", "containerd-worker-gc", "containerd-worker-selinux"];
 
 impl Flags {
     pub fn parse(args: Vec<OsString>) -> Result<Parsed, String> {
@@ -132,6 +126,7 @@ impl Flags {
             "rootless" => self.rootless = Some(on),
             "oci-worker-gc" => self.oci_gc = Some(on),
             "oci-worker-no-process-sandbox" => self.oci_no_process_sandbox = on,
+            "cdi-disabled" => self.cdi_disabled = Some(on),
             _ if SWITCHES_WITHOUT_EFFECT.contains(&name) => self.ignored.push(name.to_owned()),
             _ => return Ok(false),
         }
@@ -160,6 +155,7 @@ impl Flags {
             "oci-cni-pool-size" => self.network.cni_pool_size = Some(number(name, &value)?),
             "oci-worker-bridge-name" => self.network.bridge_name = Some(value),
             "oci-worker-bridge-subnet" => self.network.bridge_subnet = Some(value),
+            "cdi-spec-dir" => self.cdi_dirs.push(value.into()),
             "oci-worker-binary" => self.oci_binary = Some(value.into()),
             "oci-max-parallelism" => self.oci_max_parallelism = Some(number(name, &value)?),
             "oci-worker-gc-keepstorage" => self.oci_gc_limits = Some(Limits::parse(&value)?),

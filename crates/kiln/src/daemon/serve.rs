@@ -80,6 +80,7 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         platforms: config.platforms,
         platforms_max_age: config.platforms_max_age,
         emulators,
+        devices: config.devices,
         parallelism: config.parallelism,
         log_limits: config.log_limits,
         gc_rules: config.gc_rules,

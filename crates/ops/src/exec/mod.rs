@@ -41,6 +41,18 @@ pub struct Request<'a> {
     pub cancel: &'a Cancel,
     /// For programs that the kernel alone cannot run.
     pub emulator: Option<sandbox::Emulator>,
+    pub extras: Extras,
+}
+
+/// What a step gets with the devices that it asks for.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// `NAME=value`; these win over the step's own.
+    pub env: Vec<String>,
+    pub mounts: Vec<sandbox::Mount>,
+    pub devices: Vec<sandbox::DeviceNode>,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
 }
 
 impl Exec {
@@ -82,10 +94,13 @@ impl Exec {
     }
 
     async fn execute(&self, request: &Request<'_>, prepared: &mut Prepared) -> fault::Result<Exit> {
-        let Request { vertex, op, sessions, reporter, cancel, .. } = request;
+        let Request { vertex, op, sessions, reporter, cancel, extras, .. } = request;
+        let mut mounts = prepared.take_mounts();
+        mounts.extend(extras.mounts.iter().cloned());
         let container = Container {
             root_readonly: prepared.root_readonly(),
-            mounts: prepared.take_mounts(),
+            mounts,
+            devices: extras.devices.clone(),
             hostname: op.meta.hostname.clone(),
             hosts: hosts(&op.meta.extra_hosts)?,
             network: network(op.network),
@@ -96,7 +111,13 @@ impl Exec {
             emulator: request.emulator.clone(),
             ..Container::new(container_id(&vertex.digest.hex()[..16]), prepared.root())
         };
-        let process = process(&op.meta, variables(&op.meta, &op.secret_env, &[UNIX_PATH], sessions).await?, false);
+        let mut process = process(&op.meta, variables(&op.meta, &op.secret_env, &[UNIX_PATH], sessions).await?, false);
+        for entry in &extras.env {
+            let name = entry.split('=').next().unwrap_or_default();
+            process.env.retain(|own| own.split('=').next() != Some(name));
+            process.env.push(entry.clone());
+        }
+        process.groups = extras.groups.clone();
         self.supervise(container, process, reporter, cancel).await
     }
 
@@ -132,7 +153,7 @@ fn allowed(op: &ExecOp, exit: &Exit) -> bool {
 /// `env` is all of its environment, as [`variables`] gives it.
 pub fn process(meta: &Meta, env: Vec<String>, tty: bool) -> Process {
     let rlimits = meta.ulimits.iter().map(|u| Rlimit { name: u.name.clone(), soft: u.soft, hard: u.hard }).collect();
-    Process { args: meta.args.clone(), env, cwd: meta.cwd.clone(), user: meta.user.clone(), tty, rlimits }
+    Process { args: meta.args.clone(), env, cwd: meta.cwd.clone(), user: meta.user.clone(), groups: Vec::new(), tty, rlimits }
 }
 
 pub fn network(mode: NetMode) -> Network {

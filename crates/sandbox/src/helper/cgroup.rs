@@ -11,7 +11,8 @@ use std::time::Duration;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::{Failed, Outcome, Try as _, devices};
-use crate::container::Resources;
+use crate::container::{DeviceNode, Resources};
+use crate::link::Spec;
 use crate::sys;
 
 /// The v1 devices cgroup that all sandboxed containers share: it holds rules and no account of anybody.
@@ -26,6 +27,20 @@ pub(crate) struct Cgroups {
     /// v1: where sandboxed containers' devices are decided.
     devices: Option<PathBuf>,
     pub hierarchies: Vec<Hierarchy>,
+}
+
+/// Which devices a container may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Openness<'a> {
+    All,
+    /// Those of every container, and these.
+    Few(&'a [DeviceNode]),
+}
+
+impl<'a> Openness<'a> {
+    pub fn of(spec: &'a Spec) -> Self {
+        if spec.insecure { Self::All } else { Self::Few(&spec.devices) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +90,7 @@ impl Cgroups {
         };
         let mut cgroups = Self { layout, program: None, devices: None, hierarchies };
         match cgroups.layout {
-            Layout::V2 { .. } => cgroups.program = devices::program().ok(),
+            Layout::V2 { .. } => cgroups.program = devices::program(&[]).ok(),
             Layout::V1 => cgroups.devices = cgroups.shared_devices().ok().flatten(),
             Layout::None => {}
         }
@@ -90,7 +105,7 @@ impl Cgroups {
         let Some(hierarchy) = self.with("devices") else { return Ok(None) };
         let dir = hierarchy.mount.join(SHARED_DEVICES);
         fs::create_dir_all(&dir)?;
-        devices::restrict(&dir)?;
+        devices::restrict(&dir, &[])?;
         Ok(Some(dir))
     }
 
@@ -99,11 +114,11 @@ impl Cgroups {
     }
 
     /// Makes the cgroup `path`. Where cgroups cannot be written the container runs without, unless it asks for limits.
-    pub fn create(&self, path: &str, resources: &Resources, insecure: bool, warn: &mut dyn FnMut(String)) -> Outcome<Group> {
+    pub fn create(&self, path: &str, resources: &Resources, openness: Openness<'_>, warn: &mut dyn FnMut(String)) -> Outcome<Group> {
         let path = path.trim_start_matches('/');
         let outcome = match &self.layout {
-            Layout::V1 => self.create_v1(path, resources, insecure),
-            Layout::V2 { mount } => self.create_v2(mount, path, resources, insecure),
+            Layout::V1 => self.create_v1(path, resources, openness),
+            Layout::V2 { mount } => self.create_v2(mount, path, resources, openness),
             Layout::None => Err(Failed::plain("no cgroup hierarchy is mounted")),
         };
         match outcome {
@@ -132,7 +147,7 @@ impl Cgroups {
         }
     }
 
-    fn create_v1(&self, path: &str, resources: &Resources, insecure: bool) -> Outcome<Group> {
+    fn create_v1(&self, path: &str, resources: &Resources, openness: Openness<'_>) -> Outcome<Group> {
         let mut group = Group::default();
         for controller in v1_controllers(resources) {
             let Some(hierarchy) = self.with(controller) else {
@@ -161,17 +176,29 @@ impl Cgroups {
                 group.memory = Some((dir.join("memory.oom_control"), "oom_kill "));
             }
         }
-        if insecure {
-            self.own_places(path, &mut group);
-        }
-        match &self.devices {
-            Some(devices) if !insecure => {
-                group.tasks.push(devices.join("tasks"));
+        match (openness, &self.devices) {
+            (Openness::All, _) => self.own_places(path, &mut group),
+            (Openness::Few([]), Some(shared)) => {
+                group.tasks.push(shared.join("tasks"));
                 group.guards_devices = true;
             }
-            _ => {}
+            (Openness::Few(more), Some(_)) => self.own_devices(path, more, &mut group)?,
+            (Openness::Few(_), None) => {}
         }
         Ok(group)
+    }
+
+    /// A devices cgroup for one container, which may use more than others.
+    fn own_devices(&self, path: &str, more: &[DeviceNode], group: &mut Group) -> Outcome<()> {
+        let Some(hierarchy) = self.with("devices") else { return Ok(()) };
+        let dir = hierarchy.mount.join(path);
+        let action = || format!("create cgroup {}", dir.display());
+        fs::create_dir_all(&dir).tried(action)?;
+        group.dirs.push(dir.clone());
+        devices::restrict(&dir, more).tried(action)?;
+        group.tasks.push(dir.join("tasks"));
+        group.guards_devices = true;
+        Ok(())
     }
 
     /// A directory in each hierarchy: who may write there shall find a place of its own, which goes with it.
@@ -191,7 +218,7 @@ impl Cgroups {
         }
     }
 
-    fn create_v2(&self, mount: &Path, path: &str, resources: &Resources, insecure: bool) -> Outcome<Group> {
+    fn create_v2(&self, mount: &Path, path: &str, resources: &Resources, openness: Openness<'_>) -> Outcome<Group> {
         let dir = mount.join(path);
         let parent = dir.parent().unwrap_or(mount);
         fs::create_dir_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
@@ -208,7 +235,13 @@ impl Cgroups {
         for (file, value) in settings {
             fs::write(dir.join(file), &value).tried(|| format!("set {file} to {value}"))?;
         }
-        if let (Some(program), false) = (&self.program, insecure) {
+        let own = match openness {
+            Openness::Few(more) if !more.is_empty() && self.program.is_some() => {
+                Some(devices::program(more).tried(|| "load a device program")?)
+            }
+            _ => None,
+        };
+        if let (Some(program), Openness::Few(_)) = (own.as_ref().or(self.program.as_ref()), openness) {
             group.guards_devices = sys::attach_device_program(fd.as_fd(), program.as_fd()).is_ok();
         }
         group.memory = Some((dir.join("memory.events"), "oom_kill "));
@@ -396,7 +429,7 @@ mod tests {
     fn what_an_insecure_process_makes_goes_with_it() {
         let cgroups = Cgroups::find();
         let path = format!("/buildkit/unit-nest-{}", std::process::id());
-        let group = cgroups.create(&path, &Resources::default(), true, &mut |warning| panic!("{warning}")).unwrap();
+        let group = cgroups.create(&path, &Resources::default(), Openness::All, &mut |warning| panic!("{warning}")).unwrap();
         let dirs = group.dirs.clone();
         assert!(cgroups.is_v2() || dirs.len() > 1, "{dirs:?}");
         dirs.iter().for_each(|dir| fs::create_dir_all(dir.join("made/deep")).unwrap());
@@ -410,11 +443,12 @@ mod tests {
         let found = Cgroups::find();
         let mount = found.hierarchies.iter().find(|h| h.controllers.is_empty()).expect("cgroup2 is mounted").mount.clone();
         let layout = Layout::V2 { mount: mount.clone() };
-        let cgroups = Cgroups { layout, program: Some(devices::program().unwrap()), ..Cgroups::default() };
+        let cgroups = Cgroups { layout, program: Some(devices::program(&[]).unwrap()), ..Cgroups::default() };
         let path = format!("/buildkit/unit-{}", std::process::id());
         let mut warnings = Vec::new();
         for insecure in [false, true] {
-            let group = cgroups.create(&path, &Resources::default(), insecure, &mut |warning| warnings.push(warning)).unwrap();
+            let openness = if insecure { Openness::All } else { Openness::Few(&[]) };
+            let group = cgroups.create(&path, &Resources::default(), openness, &mut |warning| warnings.push(warning)).unwrap();
             assert!(group.born_in().is_some() && group.guards_devices != insecure);
             let script = format!("echo $$ > {}{path}/cgroup.procs && : < /dev/zero && : < /dev/kmsg", mount.display());
             let allowed = std::process::Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).status().unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::user::User;
-use crate::container::{Resources, Rlimit};
+use crate::container::{DeviceNode, Resources, Rlimit};
 use crate::defaults::{CAPABILITIES, DEV_SIZE, INSECURE_DEVICES, MASKED, READONLY};
 use crate::link::{Spec, SpecNetwork, SpecProcess};
 use crate::{seccomp, sys};
@@ -43,7 +43,7 @@ pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: boo
     let mut linux = json!({
         "namespaces": namespaces,
         "cgroupsPath": spec.cgroup,
-        "resources": resources(&spec.resources, spec.insecure),
+        "resources": resources(&spec.resources, spec.insecure, &spec.devices),
     });
     if ids != Ids::All && spec.resources == Resources::default() {
         // Told of no cgroup, runtimes do without where a user may have none.
@@ -55,6 +55,11 @@ pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: boo
         devices.extend((0..loops).map(|number| device(&format!("loop{number}"), "b", 7, number)));
         linux["devices"] = devices.into();
     } else {
+        let node = |node: &DeviceNode| {
+            json!({"path": node.path, "type": letter(node), "major": node.major, "minor": node.minor,
+                "fileMode": node.mode, "uid": node.uid, "gid": node.gid})
+        };
+        linux["devices"] = spec.devices.iter().map(node).collect();
         linux["maskedPaths"] = json!(MASKED);
         linux["readonlyPaths"] = json!(READONLY);
         if sys::filters_supported() {
@@ -139,11 +144,12 @@ fn device(name: &str, kind: &str, major: u32, minor: u32) -> Value {
     json!({"path": Path::new("/dev").join(name), "type": kind, "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0})
 }
 
-fn resources(r: &Resources, insecure: bool) -> Value {
+fn resources(r: &Resources, insecure: bool, more: &[DeviceNode]) -> Value {
     let devices = if insecure {
         json!([{"allow": true, "type": "c", "access": "rwm"}, {"allow": true, "type": "b", "access": "rwm"}])
     } else {
-        json!([{"allow": false, "access": "rwm"}])
+        let rule = |node: &DeviceNode| json!({"allow": true, "type": letter(node), "major": node.major, "minor": node.minor, "access": node.access});
+        [json!({"allow": false, "access": "rwm"})].into_iter().chain(more.iter().map(rule)).collect()
     };
     let mut resources = json!({"devices": devices});
     let mut set = |group: &str, key: &str, value: Option<Value>| {
@@ -160,6 +166,10 @@ fn resources(r: &Resources, insecure: bool) -> Value {
     set("cpu", "mems", Some(r.cpuset_mems.as_str()).filter(|v| !v.is_empty()).map(Into::into));
     set("pids", "limit", r.pids.map(Into::into));
     resources
+}
+
+fn letter(node: &DeviceNode) -> &'static str {
+    if node.block { "b" } else { "c" }
 }
 
 fn filter() -> Value {
@@ -245,6 +255,7 @@ mod tests {
                 env: vec!["A=b".into()],
                 cwd: String::new(),
                 user: String::new(),
+                groups: Vec::new(),
                 tty: false,
                 rlimits: vec![Rlimit { name: "nofile".into(), soft: 10, hard: -1 }],
                 insecure,
@@ -263,6 +274,17 @@ mod tests {
                 resolv: "/r".into(),
                 cgroup: "/buildkit/x".into(),
                 resources: limited.clone(),
+                devices: vec![DeviceNode {
+                    path: "/dev/x".into(),
+                    host: "/dev/null".into(),
+                    block: false,
+                    major: 1,
+                    minor: 3,
+                    mode: 0o666,
+                    uid: 0,
+                    gid: 0,
+                    access: "rw".into(),
+                }],
                 recursive_stubs: false,
                 host_proc: false,
                 emulator: None,

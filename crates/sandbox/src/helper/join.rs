@@ -74,7 +74,7 @@ fn run(process: &SpecProcess, number: u32, files: Option<[OwnedFd; 3]>, daemon: 
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).tried(|| "tie to the monitor")?;
         let _ = sys::new_session_keyring();
         let root = super::path::open_dir(Path::new("/")).tried(|| "open the root")?;
-        let user = user::find(root.as_fd(), &process.user)?;
+        let user = user::find(root.as_fd(), &process.user)?.in_groups(&process.groups);
         Ok((user, init::streams(files, daemon, number)?))
     };
     let failed = match prepare() {

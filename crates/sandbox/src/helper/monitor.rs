@@ -6,7 +6,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
-use super::cgroup::{Cgroups, Group};
+use super::cgroup::{Cgroups, Group, Openness};
 use super::{Failed, Outcome, Try as _, emulate, init, join, oci};
 use crate::link::{self, Failure, Report, Request, Spec, SpecNetwork, SpecProcess};
 use crate::sys::{self, Child};
@@ -142,7 +142,7 @@ impl Monitor {
         }
         let daemon = &self.daemon;
         let mut warn = |message| drop(link::send(daemon, &Report::Warning { message }, &[]));
-        let group = self.group.insert(self.cgroups.create(&spec.cgroup, &spec.resources, spec.insecure, &mut warn)?);
+        let group = self.group.insert(self.cgroups.create(&spec.cgroup, &spec.resources, Openness::of(&spec), &mut warn)?);
         self.namespaces = join::ALWAYS_OWN;
         self.namespaces.set(ThreadNameSpaceType::NETWORK, spec.network == SpecNetwork::Alone);
         self.namespaces.set(ThreadNameSpaceType::CONTROL_GROUP, init::has_own_cgroups(&self.cgroups, group));

@@ -81,7 +81,7 @@ pub(crate) fn sweep(spec: &Spec, cgroups: &Cgroups) {
 impl Run {
     pub fn exec(&self, number: u32, process: &SpecProcess, files: Option<[OwnedFd; 3]>, daemon: &OwnedFd) -> Outcome<Child> {
         let root = super::path::open_dir(&self.root).tried(|| "open the root")?;
-        let user = user::find(root.as_fd(), &process.user)?;
+        let user = user::find(root.as_fd(), &process.user)?.in_groups(&process.groups);
         let process = SpecProcess { insecure: self.insecure, ..process.clone() };
         let file = self.oci.bundle.join(format!("process-{number}.json"));
         write(&file, &config::process(&process, &user, self.capabilities))?;

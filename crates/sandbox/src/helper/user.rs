@@ -18,6 +18,14 @@ pub(crate) struct User {
     pub home: String,
 }
 
+impl User {
+    /// With more supplementary groups.
+    pub fn in_groups(mut self, more: &[u32]) -> Self {
+        self.groups.extend_from_slice(more);
+        self
+    }
+}
+
 pub(crate) fn find(root: BorrowedFd<'_>, name: &str) -> Outcome<User> {
     let (name, unnamed) = if name.is_empty() { ("0", true) } else { (name, false) };
     let passwd = read_in(root, "/etc/passwd", MAX_FILE).unwrap_or_default();

@@ -1,13 +1,14 @@
 //! `/dev`: a tmpfs with the few devices that every container has.
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::Builder;
 use crate::defaults::{DEV_LINKS, DEV_SIZE, DEVICES, INSECURE_DEVICES, SPARE_LOOPS};
-use crate::helper::mount::{NODEV, NOSUID, STRICTATIME, clone, new, put};
+use crate::helper::mount::{NODEV, NOEXEC, NOSUID, STRICTATIME, clone, clone_fd, new, put};
+use crate::helper::path::{open_dir, open_in};
 use crate::helper::{Outcome, Try as _};
 
 impl Builder<'_> {
@@ -29,6 +30,39 @@ impl Builder<'_> {
             self.insecure_devices(&dev);
         }
         Ok(())
+    }
+
+    /// Devices that this container alone has. Each is made in a place of its own, and mounted where it belongs, which may be anywhere.
+    pub(super) fn add_devices(&mut self) -> Outcome<()> {
+        let mut made: Option<OwnedFd> = None;
+        for (number, node) in self.spec.devices.iter().enumerate() {
+            let action = || format!("add device {}", node.path);
+            let place = match &made {
+                Some(place) => place,
+                None => made.insert(self.place_for_devices().tried(action)?),
+            };
+            let name = number.to_string();
+            let kind = if node.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+            let device = rustix::fs::makedev(node.major, node.minor);
+            let tree = match rustix::fs::mknodat(place, name.as_str(), kind, Mode::from_raw_mode(node.mode), device) {
+                Ok(()) => {
+                    let owner = (Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)));
+                    rustix::fs::chownat(place, name.as_str(), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
+                        .and_then(|()| open_in(place.as_fd(), &name, OFlags::PATH))
+                        .and_then(|file| clone_fd(file.as_fd()))
+                }
+                Err(Errno::PERM) => clone(&node.host, false),
+                Err(errno) => Err(errno),
+            };
+            self.attach(&tree.tried(action)?, &node.path, true)?;
+        }
+        Ok(())
+    }
+
+    fn place_for_devices(&self) -> Result<OwnedFd, Errno> {
+        let place = new("tmpfs", &[("mode", "700")], NOSUID | NOEXEC)?;
+        put(&place, &open_dir(&self.spec.stage_tree)?)?;
+        Ok(place)
     }
 
     /// What the kernel does not let us make is left out.

@@ -64,6 +64,7 @@ pub(crate) fn build(spec: &Spec, blobs: &[u8], cgroups: &Cgroups, group: &Group)
     for (dest, origin) in plan(spec) {
         builder.mount(&dest, &origin)?;
     }
+    builder.add_devices()?;
     if spec.root_readonly {
         set(&builder.root, RDONLY, false).tried(|| "make the root read-only")?;
     }
@@ -175,7 +176,7 @@ impl<'a> Builder<'a> {
         if !spec.insecure && !group.guards_devices {
             set(&root, NODEV, false).tried(|| "forbid devices in the root")?;
         }
-        let user = user::find(root.as_fd(), &spec.process.user)?;
+        let user = user::find(root.as_fd(), &spec.process.user)?.in_groups(&spec.process.groups);
         make_cwd(root.as_fd(), &spec.process.cwd, &user)?;
         let root_mount = mount_id(root.as_fd());
         Ok((
