@@ -2,6 +2,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use content::Hold;
 use fault::Fault;
 use futures_util::future::try_join_all;
 use oci::media::{LayerEncoding, LayerType};
@@ -12,7 +13,8 @@ use task::Cancel;
 use crate::compress::{Compression, CompressionKind, Compressor};
 use crate::error::{Error, Result};
 use crate::image::chained;
-use crate::node::{Kind, Layer, Node};
+use crate::node::{Kind, Layer, Node, State};
+use crate::stargz::TOC_DIGEST;
 
 /// The label that names a blob's uncompressed digest, as containerd calls it.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -22,6 +24,7 @@ pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 pub struct LayerBlob {
     /// Without annotations but those it came with.
     pub descriptor: Descriptor,
+    /// Of the archive in the blob, which with estargz is not the layer's own.
     pub diff_id: Digest,
     pub created: Timestamp,
     pub description: String,
@@ -33,9 +36,6 @@ impl Layer {
     /// The blobs of the image that this layer is, lowest first. Those that are missing are made; blobs that are elsewhere are named and
     /// not fetched, unless another compression is forced on them.
     pub async fn blobs(&self, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> fault::Result<Vec<LayerBlob>> {
-        if compression.kind == CompressionKind::Estargz {
-            return Err(Error::Unsupported { name: compression.kind.name() }.into());
-        }
         let chain = self.chain();
         try_join_all(chain.iter().map(|layer| ensure(layer, compression, cancel, reporter))).await?;
         for layer in &chain {
@@ -59,16 +59,34 @@ fn encoding(kind: CompressionKind) -> LayerEncoding {
 }
 
 /// Which of the layer's blobs the compression asks for.
-fn suitable(blobs: &[Descriptor], compression: Compression) -> Option<&Descriptor> {
-    let wanted = |blob: &&Descriptor| LayerType::parse(&blob.media_type).is_none_or(|t| t.encoding == encoding(compression.kind));
-    if compression.force { blobs.iter().find(wanted) } else { blobs.first() }
+fn suitable(state: &State, compression: Compression) -> Option<&Descriptor> {
+    let estargz = compression.kind == CompressionKind::Estargz;
+    let is_kind = |blob: &&Descriptor| LayerType::parse(&blob.media_type).is_none_or(|t| t.encoding == encoding(compression.kind));
+    let mut with_toc = state.blobs.iter().filter(|blob| blob.annotations.contains_key(TOC_DIGEST));
+    let mut plain = state.blobs.iter().filter(|blob| !is_derived(blob, state));
+    match (estargz, compression.force) {
+        (true, true) => with_toc.next(),
+        (true, false) => with_toc.next().or_else(|| plain.next()),
+        (false, true) => plain.find(is_kind),
+        (false, false) => plain.next(),
+    }
+}
+
+/// Whether the archive in a blob is not the layer's own, but made of it.
+pub(crate) fn is_derived(blob: &Descriptor, state: &State) -> bool {
+    own_diff_id(blob).is_some_and(|own| state.diff_id.as_ref() != Some(&own))
+}
+
+fn own_diff_id(blob: &Descriptor) -> Option<Digest> {
+    blob.annotations.get(TOC_DIGEST)?;
+    blob.annotations.get(UNCOMPRESSED)?.parse().ok()
 }
 
 fn choose(layer: Layer, compression: Compression) -> Result<LayerBlob> {
     let state = layer.0.state().clone();
     let lost = || Error::Lost { id: layer.id() };
-    let descriptor = suitable(&state.blobs, compression).cloned().ok_or_else(lost)?;
-    let diff_id = state.diff_id.ok_or_else(lost)?;
+    let descriptor = suitable(&state, compression).cloned().ok_or_else(lost)?;
+    let diff_id = own_diff_id(&descriptor).or(state.diff_id).ok_or_else(lost)?;
     Ok(LayerBlob { descriptor, diff_id, created: layer.created_at(), description: state.description, layer })
 }
 
@@ -77,7 +95,7 @@ async fn ensure(layer: &Layer, compression: Compression, cancel: &Cancel, report
     forget_lost(node)?;
     let (have, any) = {
         let state = node.state();
-        (suitable(&state.blobs, compression).is_some() && state.diff_id.is_some(), !state.blobs.is_empty())
+        (suitable(&state, compression).is_some() && state.diff_id.is_some(), state.blobs.iter().any(|blob| !is_derived(blob, &state)))
     };
     if have {
         return Ok(());
@@ -85,7 +103,17 @@ async fn ensure(layer: &Layer, compression: Compression, cancel: &Cancel, report
     let working = layer.clone();
     let key = format!("blob:{}:{}", node.id, compression.kind.name());
     let work = move |cancel: Cancel, reporter: Reporter| async move {
-        if any { convert(&working, compression, &cancel, &reporter).await } else { create(&working, compression, &cancel, &reporter).await }
+        let estargz = compression.kind == CompressionKind::Estargz;
+        match any {
+            true if estargz => with_toc(&working, compression, &cancel, &reporter).await,
+            true => convert(&working, compression, &cancel, &reporter).await,
+            false if estargz => {
+                // The plain archive first: what the layer is, is told by that.
+                create(&working, Compression { kind: CompressionKind::Gzip, ..compression }, &cancel, &reporter).await?;
+                with_toc(&working, compression, &cancel, &reporter).await
+            }
+            false => create(&working, compression, &cancel, &reporter).await,
+        }
     };
     node.home.0.flights.run(&key, cancel, reporter, work).await
 }
@@ -138,8 +166,7 @@ async fn create(layer: &Layer, compression: Compression, cancel: &Cancel, report
 
 /// Compresses another of the layer's blobs anew. The archive in it stays as it is.
 async fn convert(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
-    let Some(source) = layer.known_blobs().into_iter().next() else { return Err(Error::Lost { id: layer.id() }.into()) };
-    let hold = layer.fetch_blob(&source.digest, cancel, reporter).await?;
+    let hold = fetch_own(layer, cancel, reporter).await?;
     let node = layer.0.clone();
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
     let cancel = cancel.clone();
@@ -163,11 +190,39 @@ async fn convert(layer: &Layer, compression: Compression, cancel: &Cancel, repor
     .await
 }
 
+/// One of the layer's blobs with its own archive.
+async fn fetch_own(layer: &Layer, cancel: &Cancel, reporter: &Reporter) -> Result<Hold, Fault> {
+    let own = {
+        let state = layer.0.state();
+        state.blobs.iter().find(|blob| !is_derived(blob, &state)).map(|blob| blob.digest.clone())
+    };
+    let own = own.ok_or(Error::Lost { id: layer.id() })?;
+    layer.fetch_blob(&own, cancel, reporter).await
+}
+
+/// Makes a blob with a table of contents of another of the layer's blobs.
+async fn with_toc(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+    let source = fetch_own(layer, cancel, reporter).await?;
+    let node = layer.0.clone();
+    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let cancel = cancel.clone();
+    task::blocking(move || {
+        let (_hold, blob) = crate::stargz::store(&node.home, &source, compression.level, &cancel)?;
+        node.home.change(&node, |state| {
+            if state.blobs.iter().all(|known| known.digest != blob.digest) {
+                state.blobs.push(blob);
+            }
+        });
+        Ok(())
+    })
+    .await
+}
+
 /// Runs an archive through hash and compression into the content store and makes it one of the layer's blobs.
 fn store(node: &Arc<Node>, compression: Compression, produce: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let home = &node.home;
     let ingest = home.content().ingest_once()?;
-    let compressor = Compressor::new(ingest, compression.kind, compression.level, home.0.budget.blocks.clone());
+    let compressor = Compressor::new(ingest, compression.kind, compression.level, home.0.budget.compression.clone());
     let mut out = Hashing { out: compressor, hasher: Hasher::new() };
     produce(&mut out)?;
     let Hashing { out, hasher } = out;
@@ -201,7 +256,11 @@ fn chain_ids(node: &Arc<Node>) {
     });
     let (blob, diff_id) = {
         let state = node.state();
-        let (None, Some(diff_id), Some(blob)) = (&state.chain_id, &state.diff_id, state.blobs.first()) else { return };
+        let (None, Some(diff_id), Some(blob)) =
+            (&state.chain_id, &state.diff_id, state.blobs.iter().find(|blob| !is_derived(blob, &state)))
+        else {
+            return;
+        };
         (chained(&blob.digest, diff_id), diff_id.clone())
     };
     let (chain, blob_chain) = match below {

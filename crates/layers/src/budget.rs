@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use crate::compress::CompressionRoom;
+
 /// How much compressing and unpacking all builds together may do at a time.
 pub(crate) struct Budget {
-    /// Blocks being compressed. Each holds its input and output, at most some 8 MiB.
-    pub blocks: Arc<Semaphore>,
+    pub compression: CompressionRoom,
     /// Layers being unpacked.
     pub unpacks: Arc<Semaphore>,
     /// Layers being read, turned into a tar and hashed.
@@ -16,6 +17,6 @@ impl Budget {
     pub fn for_this_machine() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let permits = |n: usize| Arc::new(Semaphore::new(n));
-        Self { blocks: permits(cores + 1), unpacks: permits(cores + 1), diffs: permits(cores + 1) }
+        Self { compression: CompressionRoom::new(cores + 1), unpacks: permits(cores + 1), diffs: permits(cores + 1) }
     }
 }

@@ -1,11 +1,16 @@
 //! Compresses a stream in blocks of a fixed size, several at a time. The output depends on the input and the level only.
-use std::collections::VecDeque;
-use std::io::{self, Write};
-use std::sync::Arc;
+mod block;
+mod queue;
+mod room;
 
-use flate2::{Compress, FlushCompress, Status};
+use std::io::{self, Write};
+
 use oci::media;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+pub(crate) use block::gzip;
+use block::{Block, GZIP_HEADER, WINDOW, compress};
+pub(crate) use queue::Queue;
+pub use room::CompressionRoom;
 
 /// How a layer's blob is to be stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,7 +28,7 @@ pub enum CompressionKind {
     #[default]
     Gzip,
     Zstd,
-    /// Not made by kiln; asking for it is an error.
+    /// Gzip with a table of contents, from which single files can be read. Such a blob's archive is not the layer's own: it has one more member.
     Estargz,
 }
 
@@ -53,54 +58,59 @@ impl CompressionKind {
             _ => 1 << 20,
         }
     }
+
+    /// About how many MiB one block takes: its input, its output and what the compressor looks things up in.
+    fn block_memory(self, level: Option<i32>) -> u32 {
+        match (self, level.unwrap_or_default()) {
+            (CompressionKind::Zstd, 13..) => 64,
+            (CompressionKind::Zstd, 6..) => 32,
+            (CompressionKind::Zstd, _) => 12,
+            _ => 3,
+        }
+    }
 }
 
-/// Deflate's window: what a block may refer back to.
-const WINDOW: usize = 32 << 10;
-/// No extra fields, no time, unknown system.
-const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
-
 /// A compressing [`Write`] for a blocking thread within the runtime. [`Compressor::finish`] must be called.
-pub(crate) struct Compressor<W> {
-    out: W,
+pub struct Compressor<W> {
+    stream: Stream<W>,
     kind: CompressionKind,
     level: Option<i32>,
-    budget: Arc<Semaphore>,
-    runtime: tokio::runtime::Handle,
     block: Vec<u8>,
     /// The end of the block before, for gzip.
     window: Vec<u8>,
-    /// Blocks under way, in order.
-    running: VecDeque<oneshot::Receiver<io::Result<Block>>>,
-    most_running: usize,
-    crc: flate2::Crc,
+    running: Queue<io::Result<Block>>,
     started: bool,
 }
 
-struct Block {
-    data: Vec<u8>,
+/// What has been written.
+struct Stream<W> {
+    out: W,
     crc: flate2::Crc,
 }
 
+impl<W: Write> Stream<W> {
+    fn append(&mut self, block: io::Result<Block>) -> io::Result<()> {
+        let block = block?;
+        self.crc.combine(&block.crc);
+        self.out.write_all(&block.data)
+    }
+}
+
 impl<W: Write> Compressor<W> {
-    /// Must be called within a runtime.
-    pub fn new(out: W, kind: CompressionKind, level: Option<i32>, budget: Arc<Semaphore>) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    /// Must be called within a runtime. Estargz has a writer of its own.
+    pub fn new(out: W, kind: CompressionKind, level: Option<i32>, room: CompressionRoom) -> Self {
         Self {
-            out,
+            stream: Stream { out, crc: flate2::Crc::new() },
             kind,
             level,
-            budget,
-            runtime: tokio::runtime::Handle::current(),
             block: Vec::new(),
             window: Vec::new(),
-            running: VecDeque::new(),
-            most_running: cores * 2,
-            crc: flate2::Crc::new(),
+            running: Queue::new(room),
             started: false,
         }
     }
 
+    /// Writes what is left, and the format's end. Gives back what was written to.
     pub fn finish(mut self) -> io::Result<W> {
         match self.kind {
             CompressionKind::Uncompressed => {}
@@ -109,63 +119,38 @@ impl<W: Write> Compressor<W> {
             _ if !self.block.is_empty() || !self.started => self.start_block(true)?,
             _ => {}
         }
-        while !self.running.is_empty() {
-            self.write_first()?;
-        }
+        let Stream { mut out, crc } = {
+            let Self { mut stream, running, .. } = self;
+            running.finish(&mut |block| stream.append(block))?;
+            stream
+        };
         if self.kind == CompressionKind::Gzip {
-            self.out.write_all(&self.crc.sum().to_le_bytes())?;
-            self.out.write_all(&self.crc.amount().to_le_bytes())?;
+            out.write_all(&crc.sum().to_le_bytes())?;
+            out.write_all(&crc.amount().to_le_bytes())?;
         }
-        Ok(self.out)
+        Ok(out)
     }
 
     fn start_block(&mut self, last: bool) -> io::Result<()> {
         if !self.started && self.kind == CompressionKind::Gzip {
-            self.out.write_all(&GZIP_HEADER)?;
+            self.stream.out.write_all(&GZIP_HEADER)?;
         }
         self.started = true;
-        while self.running.len() >= self.most_running {
-            self.write_first()?;
-        }
-        let permit = self.permit()?;
         let input = std::mem::take(&mut self.block);
         let window = std::mem::take(&mut self.window);
         if self.kind == CompressionKind::Gzip {
             self.window = input[input.len().saturating_sub(WINDOW)..].to_vec();
         }
         let (kind, level) = (self.kind, self.level);
-        let (done, outcome) = oneshot::channel();
-        let _in_runtime = self.runtime.enter();
-        task::spawn("compress", async move {
-            let work = move || {
-                let block = compress(kind, level, &window, &input, last);
-                drop(permit);
-                Ok(block)
-            };
-            let block = task::blocking(work).await.unwrap_or_else(|fault| Err(io::Error::other(fault.to_string())));
-            let _ = done.send(block);
-        });
-        self.running.push_back(outcome);
-        Ok(())
-    }
-
-    /// Waits for room in the budget that all builds share.
-    fn permit(&self) -> io::Result<OwnedSemaphorePermit> {
-        self.runtime.block_on(self.budget.clone().acquire_owned()).map_err(io::Error::other)
-    }
-
-    fn write_first(&mut self) -> io::Result<()> {
-        let Some(first) = self.running.pop_front() else { return Ok(()) };
-        let block = first.blocking_recv().map_err(io::Error::other)??;
-        self.crc.combine(&block.crc);
-        self.out.write_all(&block.data)
+        let work = move || compress(kind, level, &window, &input, last);
+        self.running.start(kind.block_memory(level), work, &mut |block| self.stream.append(block))
     }
 }
 
 impl<W: Write> Write for Compressor<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if self.kind == CompressionKind::Uncompressed {
-            self.out.write_all(data)?;
+            self.stream.out.write_all(data)?;
             return Ok(data.len());
         }
         let size = self.kind.block_size();
@@ -186,41 +171,6 @@ impl<W: Write> Write for Compressor<W> {
     }
 }
 
-fn compress(kind: CompressionKind, level: Option<i32>, window: &[u8], input: &[u8], last: bool) -> io::Result<Block> {
-    match kind {
-        CompressionKind::Gzip => deflate(level, window, input, last),
-        CompressionKind::Zstd => {
-            let level = level.unwrap_or(3).clamp(*zstd::compression_level_range().start(), *zstd::compression_level_range().end());
-            Ok(Block { data: zstd::bulk::compress(input, level)?, crc: flate2::Crc::new() })
-        }
-        CompressionKind::Uncompressed | CompressionKind::Estargz => unreachable!("not compressed in blocks"),
-    }
-}
-
-/// One block of a deflate stream. All but the last end on a byte with an empty stored block, so that they can be joined.
-fn deflate(level: Option<i32>, window: &[u8], input: &[u8], last: bool) -> io::Result<Block> {
-    let level = level.and_then(|level| u32::try_from(level).ok()).map_or(6, |level| level.min(9));
-    let mut deflate = Compress::new(flate2::Compression::new(level), false);
-    if !window.is_empty() {
-        deflate.set_dictionary(window).map_err(io::Error::other)?;
-    }
-    let flush = if last { FlushCompress::Finish } else { FlushCompress::Sync };
-    let mut data = Vec::with_capacity(input.len() / 2 + 1024);
-    loop {
-        let consumed = deflate.total_in() as usize;
-        let status = deflate.compress_vec(&input[consumed..], &mut data, flush).map_err(io::Error::other)?;
-        // A flush is complete once it leaves room in the output.
-        let flushed = !last && deflate.total_in() as usize == input.len() && data.len() < data.capacity();
-        if status == Status::StreamEnd || flushed {
-            break;
-        }
-        data.reserve(64 << 10);
-    }
-    let mut crc = flate2::Crc::new();
-    crc.update(input);
-    Ok(Block { data, crc })
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -233,7 +183,7 @@ mod tests {
             tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(threads + 1).build().unwrap();
         runtime.block_on(async move {
             let work = move || {
-                let mut compressor = Compressor::new(Vec::new(), kind, level, Arc::new(Semaphore::new(threads)));
+                let mut compressor = Compressor::new(Vec::new(), kind, level, CompressionRoom::new(threads));
                 for part in input.chunks(chunk) {
                     compressor.write_all(part)?;
                 }

@@ -31,8 +31,6 @@ pub enum Error {
     DiffId { digest: Digest, expected: Digest, actual: Digest },
     #[error("unsupported layer media type {media_type:?}")]
     MediaType { media_type: String },
-    #[error("compression {name} is not supported by kiln")]
-    Unsupported { name: &'static str },
     /// Another room's failure that ended the work on a layer.
     #[error("{0}")]
     Fault(Fault),
@@ -60,7 +58,6 @@ impl Classified for Error {
             Error::Snapshot(_) => Kind::Internal,
             Error::Lazy { .. } | Error::NoSource { .. } | Error::Lost { .. } => Kind::NotFound,
             Error::Unpack { .. } | Error::DiffId { .. } | Error::MediaType { .. } => Kind::Invalid,
-            Error::Unsupported { .. } => Kind::Unimplemented,
             Error::Fault(fault) => fault.kind(),
         }
     }

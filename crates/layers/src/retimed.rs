@@ -7,8 +7,8 @@ use oci::{Descriptor, Digest, Hasher};
 use progress::Reporter;
 use task::Cancel;
 
-use crate::blobs::{Hashing, LayerBlob, UNCOMPRESSED};
-use crate::compress::{Compression, Compressor};
+use crate::blobs::{Hashing, LayerBlob, UNCOMPRESSED, is_derived};
+use crate::compress::{Compression, CompressionKind, Compressor};
 use crate::decompress::decompress;
 use crate::error::{Error, Result};
 
@@ -31,47 +31,61 @@ impl LayerBlob {
         let node = &self.layer.0;
         let level = compression.level.map_or_else(String::new, |level| level.to_string());
         let key = format!("retimed:{}:{latest}:{}:{level}", self.descriptor.digest, compression.kind.name());
-        if let Some((hold, diff_id)) = self.known(&key)? {
-            return Ok(retimed(hold, diff_id, latest, compression));
+        if let Some(known) = self.known(&key)? {
+            return Ok(known);
         }
-        let source = self.layer.fetch_blob(&self.descriptor.digest, cancel, reporter).await?;
+        let own = self.own_blob();
+        let source = self.layer.fetch_blob(&own, cancel, reporter).await?;
         let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
         let (node, cancel) = (node.clone(), cancel.clone());
-        let (made, diff_id) = task::blocking(move || {
+        let (hold, mut descriptor) = task::blocking(move || {
             let home = &node.home;
             let blob = home.content().open_blob(source.digest())?;
             let failed = |error| Error::Unpack { digest: source.digest().clone(), source: error };
             let plain = decompress(BufReader::with_capacity(256 << 10, blob)).map_err(|e| failed(crate::tar::TarError::Io(e).into()))?;
             let ingest = home.content().ingest_once()?;
-            let compressor = Compressor::new(ingest, compression.kind, compression.level, home.0.budget.blocks.clone());
+            let with_toc = compression.kind == CompressionKind::Estargz;
+            let kind = if with_toc { CompressionKind::Uncompressed } else { compression.kind };
+            let compressor = Compressor::new(ingest, kind, compression.level, home.0.budget.compression.clone());
             let mut out = Hashing { out: compressor, hasher: Hasher::new() };
             crate::tar::retime(plain, &mut Cancelled { out: &mut out, cancel: &cancel }, latest).map_err(|e| failed(e.into()))?;
             let Hashing { out, hasher } = out;
             let hold = out.finish().map_err(Error::io("write", home.trees().root()))?.commit()?;
+            if with_toc {
+                return Ok(crate::stargz::store(home, &hold, compression.level, &cancel)?);
+            }
             let diff_id = hasher.finish();
             home.content().set_label(hold.digest(), UNCOMPRESSED, diff_id.as_str());
-            Ok((hold, diff_id))
+            let mut descriptor = Descriptor::new(kind.media_type(), hold.digest().clone(), hold.size());
+            descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
+            Ok((hold, descriptor))
         })
         .await?;
-        self.layer.meta_put(&key, format!("{} {diff_id}", made.digest()).as_bytes());
-        Ok(retimed(made, diff_id, latest, compression))
+        descriptor.annotations.insert(REWRITTEN.to_owned(), latest.to_string());
+        self.layer.meta_put(&key, &oci::gojson::to_vec(&descriptor));
+        Ok(self.described(hold, descriptor)?)
+    }
+
+    /// The blob with the layer's own archive, if this one's is made of it.
+    fn own_blob(&self) -> Digest {
+        let state = self.layer.0.state();
+        let made = is_derived(&self.descriptor, &state);
+        let own = state.blobs.iter().find(|blob| made && !is_derived(blob, &state));
+        own.unwrap_or(&self.descriptor).digest.clone()
     }
 
     /// Made before, and still here.
-    fn known(&self, key: &str) -> Result<Option<(Hold, Digest)>> {
+    fn known(&self, key: &str) -> Result<Option<Retimed>> {
         let Some(record) = self.layer.meta_get(key)? else { return Ok(None) };
-        let text = String::from_utf8_lossy(&record);
-        let Some((digest, diff_id)) = text.split_once(' ') else { return Ok(None) };
-        let (Ok(digest), Ok(diff_id)) = (digest.parse(), diff_id.parse()) else { return Ok(None) };
-        Ok(self.layer.0.home.content().hold(&digest)?.map(|hold| (hold, diff_id)))
+        let Ok(descriptor) = serde_json::from_slice::<Descriptor>(&record) else { return Ok(None) };
+        self.layer.0.home.content().hold(&descriptor.digest)?.map(|hold| self.described(hold, descriptor)).transpose()
     }
-}
 
-fn retimed(hold: Hold, diff_id: Digest, latest: i64, compression: Compression) -> Retimed {
-    let mut descriptor = Descriptor::new(compression.kind.media_type(), hold.digest().clone(), hold.size());
-    descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
-    descriptor.annotations.insert(REWRITTEN.to_owned(), latest.to_string());
-    Retimed { descriptor, diff_id, hold }
+    fn described(&self, hold: Hold, descriptor: Descriptor) -> Result<Retimed> {
+        let diff_id = descriptor.annotations.get(UNCOMPRESSED).and_then(|text| text.parse().ok());
+        let diff_id = diff_id.ok_or(Error::Lost { id: self.layer.id() })?;
+        Ok(Retimed { descriptor, diff_id, hold })
+    }
 }
 
 /// Stops when cancelled.

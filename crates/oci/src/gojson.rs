@@ -23,6 +23,11 @@ pub fn to_vec_indent<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     write(value, PrettyFormatter::with_indent(b"  "))
 }
 
+/// Indented by tabs, as `json.MarshalIndent(v, "", "\t")`.
+pub fn to_vec_tabs<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    write(value, PrettyFormatter::with_indent(b"\t"))
+}
+
 /// The value with the keys of every object in byte order, as Go writes maps.
 pub fn sorted(value: Value) -> Value {
     match value {

@@ -24,8 +24,37 @@ struct Shared {
     endpoints: Endpoints,
     auth: Auth,
     limits: Mutex<HashMap<String, Limit>>,
-    /// Uploads under way, by repository and digest.
-    uploads: Mutex<HashMap<String, Weak<Semaphore>>>,
+    /// Uploads under way, by registry and digest.
+    uploads: Mutex<HashMap<String, Weak<Upload>>>,
+}
+
+/// A blob that somebody uploads to a registry and others may be waiting for.
+struct Upload {
+    gate: Semaphore,
+    /// The repository that last got it.
+    landed: Mutex<Option<String>>,
+}
+
+/// The turn to upload a blob to a registry.
+pub(crate) struct Turn {
+    upload: Arc<Upload>,
+}
+
+impl Turn {
+    /// The repository of this registry to which the blob was uploaded while this turn was waited for.
+    pub fn landed(&self) -> Option<String> {
+        self.upload.landed.lock().expect("no holder of this lock panics").clone()
+    }
+
+    pub fn has_landed(&self, repository: &str) {
+        *self.upload.landed.lock().expect("no holder of this lock panics") = Some(repository.to_owned());
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.upload.gate.add_permits(1);
+    }
 }
 
 #[derive(Clone)]
@@ -120,20 +149,21 @@ impl Repository {
         self.endpoints().url(endpoint, self.name.path(), suffix, query)
     }
 
-    /// Waits until nobody else uploads this blob to this repository: it is there then.
-    pub(crate) async fn alone(&self, digest: &Digest) -> OwnedSemaphorePermit {
-        let gate = {
+    /// Waits until nobody else uploads this blob to this registry: it may be there then, or be had from another repository.
+    pub(crate) async fn turn(&self, digest: &Digest) -> Turn {
+        let upload = {
             let mut uploads = self.client.0.uploads.lock().expect("no holder of this lock panics");
-            uploads.retain(|_, gate| gate.strong_count() > 0);
-            let key = format!("{}@{digest}", self.name);
+            uploads.retain(|_, upload| upload.strong_count() > 0);
+            let key = format!("{}@{digest}", self.name.domain());
             let known = uploads.get(&key).and_then(Weak::upgrade);
             known.unwrap_or_else(|| {
-                let gate = Arc::new(Semaphore::new(1));
-                uploads.insert(key, Arc::downgrade(&gate));
-                gate
+                let upload = Arc::new(Upload { gate: Semaphore::new(1), landed: Mutex::default() });
+                uploads.insert(key, Arc::downgrade(&upload));
+                upload
             })
         };
-        gate.acquire_owned().await.expect("these semaphores are never closed")
+        upload.gate.acquire().await.expect("these semaphores are never closed").forget();
+        Turn { upload }
     }
 
     /// Waits for a place among this registry's transfers. JSON documents have one more than blobs, so that a manifest need not wait for layers.

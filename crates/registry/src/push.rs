@@ -56,22 +56,39 @@ impl Repository {
         .await
     }
 
-    /// Uploads a blob unless the repository has it. `progress` hears of the bytes sent.
+    /// Uploads a blob unless the repository has it, or another of the registry gets it at this moment. `progress` hears of the bytes sent.
     pub async fn push_blob(&self, descriptor: &Descriptor, payload: Payload, progress: Option<Progress>) -> Result<Pushed> {
-        let _alone = self.alone(&descriptor.digest).await;
+        let turn = self.turn(&descriptor.digest).await;
         let _slot = self.slot(&descriptor.media_type).await;
-        let descriptor = Arc::new(descriptor.clone());
-        self.retrying(|| {
-            let (descriptor, payload, progress) = (descriptor.clone(), payload.clone(), progress.clone());
-            Box::pin(async move { self.push_blob_once(&descriptor, payload, progress).await })
-        })
-        .await
+        let landed = turn.landed().filter(|repository| repository != self.name().path());
+        let (descriptor, landed) = (Arc::new(descriptor.clone()), Arc::new(landed));
+        let pushed = self
+            .retrying(|| {
+                let (descriptor, landed) = (descriptor.clone(), landed.clone());
+                let (payload, progress) = (payload.clone(), progress.clone());
+                Box::pin(async move { self.push_blob_once(&descriptor, landed.as_deref(), payload, progress).await })
+            })
+            .await?;
+        turn.has_landed(self.name().path());
+        Ok(pushed)
     }
 
-    async fn push_blob_once(&self, descriptor: &Descriptor, payload: Payload, progress: Option<Progress>) -> Result<Pushed> {
+    /// `landed` is another repository of the registry that has just got the blob from us.
+    async fn push_blob_once(
+        &self,
+        descriptor: &Descriptor,
+        landed: Option<&str>,
+        payload: Payload,
+        progress: Option<Progress>,
+    ) -> Result<Pushed> {
         let endpoint = self.push_endpoint()?;
         if self.head(&endpoint, &format!("blobs/{}", descriptor.digest), &descriptor.media_type).await?.is_some() {
             return Ok(Pushed::Existed);
+        }
+        if let Some(from) = landed
+            && self.mount(&endpoint, descriptor, from).await?
+        {
+            return Ok(Pushed::Mounted);
         }
         let target = match self.start_upload(&endpoint, &[], &self.scopes(true)).await? {
             Start::Done(pushed) => return Ok(pushed),

@@ -162,6 +162,32 @@ async fn one_blob_for_several_is_sent_once() {
 }
 
 #[tokio::test]
+async fn one_blob_for_two_repositories_is_sent_once() {
+    let fake = Fake::start().await;
+    let data = noise(1 << 20);
+    let blob = Descriptor::of(media::OCI_LAYER_GZIP, &data);
+    let client = client();
+    let (one, other) = (open(&client, &fake.reference("a")), open(&client, &fake.reference("b")));
+    let payload = Payload::Bytes(data.clone());
+    let (first, second) = tokio::join!(one.push_blob(&blob, payload.clone(), None), other.push_blob(&blob, payload, None));
+    assert_eq!([first.unwrap(), second.unwrap()], [Pushed::Uploaded, Pushed::Mounted]);
+    assert_eq!(fake.count("PUT", "uploads"), 1);
+    assert_eq!(read(&other, &blob, 0).await.unwrap(), data);
+}
+
+#[tokio::test]
+async fn a_registry_that_mounts_nothing_gets_it_for_each_repository() {
+    let fake = Fake::start().await;
+    fake.hook(|seen| if seen.query.contains("mount=") { Act::Reply(status(405, "")) } else { Act::Pass });
+    let blob = Descriptor::of(media::OCI_LAYER, b"data");
+    let client = client();
+    let (one, other) = (open(&client, &fake.reference("a")), open(&client, &fake.reference("b")));
+    let payload = Payload::Bytes("data".into());
+    let (first, second) = tokio::join!(one.push_blob(&blob, payload.clone(), None), other.push_blob(&blob, payload, None));
+    assert_eq!([first.unwrap(), second.unwrap()], [Pushed::Uploaded, Pushed::Uploaded]);
+}
+
+#[tokio::test]
 async fn an_upload_that_broke_starts_over() {
     let fake = Fake::start().await;
     let blob = Descriptor::of(media::OCI_LAYER, b"data");

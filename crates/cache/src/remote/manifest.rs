@@ -42,9 +42,6 @@ pub fn compression(attrs: &Attrs) -> Result<Compression> {
             known.ok_or_else(|| Fault::invalid(format!("unsupported compression type {name}")))?
         }
     };
-    if kind == Estargz {
-        return Err(Fault::new(fault::Kind::Unimplemented, "compression estargz is not supported by kiln"));
-    }
     let force = match attrs.text("force-compression") {
         None => false,
         Some("") => true,

@@ -74,7 +74,7 @@ async fn rewrite(one: &mut One, metadata: &BTreeMap<String, Bytes>, options: &Se
         return Ok(());
     };
     let base = base_layers(lookup(metadata, "containerimage.base.config", &one.part.id).map_or(&[][..], |config| &config[..]))?;
-    let untouched = one.blobs.iter().zip(&base).take_while(|(blob, base)| blob.diff_id == **base).count();
+    let untouched = one.blobs.iter().zip(&base).take_while(|(blob, base)| blob.layer.diff_id().as_ref() == Some(base)).count();
     let time = Timestamp::from_unix(epoch, 0).to_string().replace('T', " ").replace('Z', " +0000 UTC");
     let _row = context.reporter.row(format!("rewriting layers with source-date-epoch {epoch} ({time})"), "", 0);
     let mark = epoch.to_string();

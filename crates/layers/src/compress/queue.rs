@@ -1,0 +1,70 @@
+//! Work that runs side by side, its results taken in order.
+use std::collections::VecDeque;
+use std::io;
+
+use tokio::sync::oneshot;
+
+use super::room::{CompressionRoom, Memory};
+
+/// For a blocking thread within the runtime.
+pub(crate) struct Queue<T> {
+    room: CompressionRoom,
+    runtime: tokio::runtime::Handle,
+    /// In order, each with the memory that it takes until its result is taken.
+    running: VecDeque<(oneshot::Receiver<T>, Memory)>,
+}
+
+impl<T: Send + 'static> Queue<T> {
+    /// Must be called within a runtime.
+    pub fn new(room: CompressionRoom) -> Self {
+        Self { room, runtime: tokio::runtime::Handle::current(), running: VecDeque::new() }
+    }
+
+    /// Starts `work`, which takes so many MiB, once there is room. What has to be finished for that goes to `take`.
+    pub fn start(
+        &mut self,
+        mib: u32,
+        work: impl FnOnce() -> T + Send + 'static,
+        take: &mut dyn FnMut(T) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let memory = self.memory(mib, take)?;
+        let thread = self.runtime.block_on(self.room.thread());
+        let (done, outcome) = oneshot::channel();
+        let _in_runtime = self.runtime.enter();
+        let work = move || {
+            // Nobody waits for it any more: then it is not needed either.
+            let _ = done.send(work());
+            drop(thread);
+            Ok(())
+        };
+        task::spawn("compress", task::blocking(work));
+        self.running.push_back((outcome, memory));
+        Ok(())
+    }
+
+    /// Waits for all that runs.
+    pub fn finish(mut self, take: &mut dyn FnMut(T) -> io::Result<()>) -> io::Result<()> {
+        while !self.running.is_empty() {
+            self.take_first(take)?;
+        }
+        Ok(())
+    }
+
+    /// Waits only while this queue holds none itself: who waits cannot be what others wait for.
+    fn memory(&mut self, mib: u32, take: &mut dyn FnMut(T) -> io::Result<()>) -> io::Result<Memory> {
+        loop {
+            if let Some(memory) = self.room.try_memory(mib) {
+                return Ok(memory);
+            }
+            if self.running.is_empty() {
+                return Ok(self.runtime.block_on(self.room.memory(mib)));
+            }
+            self.take_first(take)?;
+        }
+    }
+
+    fn take_first(&mut self, take: &mut dyn FnMut(T) -> io::Result<()>) -> io::Result<()> {
+        let Some((first, _memory)) = self.running.pop_front() else { return Ok(()) };
+        take(first.blocking_recv().map_err(|_| io::Error::other("compressing ended early"))?)
+    }
+}
