@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::{Outcome, debian, run};
 
 /// (program, by name or path; Debian package)
-const COMPONENTS: [(&str, &str); 11] = [
+const COMPONENTS: [(&str, &str); 15] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
@@ -18,6 +18,10 @@ const COMPONENTS: [(&str, &str); 11] = [
     ("ip", "iproute2"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
     ("openssl", "openssl"),
+    ("skopeo", "skopeo"),
+    ("umoci", "umoci"),
+    ("containerd", "containerd"),
+    ("dockerd", "docker.io"),
 ];
 
 /// Where plugins of Docker's client lie in Debian's packages, which are named like them.

@@ -71,26 +71,32 @@ fn failed(error: zlib_rs::DeflateError) -> io::Error {
     io::Error::other(format!("deflate: {}", error.as_str()))
 }
 
-/// Whether next to nothing in the block repeats within deflate's window: what is compressed or encrypted already, pictures, random numbers. Then looking
-/// for repetitions is most of the work and saves less than one byte in [`RARE`].
+/// Whether next to nothing in samples of the block repeats within them: what is compressed or encrypted already, pictures, random numbers. Then looking for
+/// repetitions is most of the work, and saves less than one byte in [`RARE`].
 fn is_noise(input: &[u8]) -> bool {
     /// One position in so many may be a repetition of four bytes.
     const RARE: usize = 64;
-    const SLOTS: u32 = 15;
+    /// So much of every [`PERIOD`] is looked at. Files of which blocks are made are mostly longer.
+    const SAMPLE: usize = 16 << 10;
+    const PERIOD: usize = 64 << 10;
+    const SLOTS: u32 = 12;
     if input.len() < 4096 {
         return false;
     }
-    let mut last = vec![0u32; 1 << SLOTS];
-    let mut allowed = input.len() / RARE;
-    for (at, four) in input.windows(4).enumerate() {
-        let word = u32::from_le_bytes(four.try_into().expect("windows of four"));
-        let slot = &mut last[(word.wrapping_mul(0x9e37_79b1) >> (32 - SLOTS)) as usize];
-        let before = std::mem::replace(slot, at as u32) as usize;
-        if at - before <= WINDOW && before < at && input[before..before + 4] == *four {
-            if allowed == 0 {
-                return false;
+    let mut allowed = input.len().min(input.len().div_ceil(PERIOD) * SAMPLE) / RARE;
+    // Where four bytes with a hash were seen last. What an earlier sample left shows as a repetition only if it is one.
+    let mut last = vec![0u16; 1 << SLOTS];
+    for sample in input.chunks(PERIOD).map(|period| &period[..period.len().min(SAMPLE)]) {
+        for (at, four) in sample.windows(4).enumerate() {
+            let word = u32::from_le_bytes(four.try_into().expect("windows of four"));
+            let slot = &mut last[(word.wrapping_mul(0x9e37_79b1) >> (32 - SLOTS)) as usize];
+            let before = usize::from(std::mem::replace(slot, at as u16));
+            if before < at && sample[before..before + 4] == *four {
+                if allowed == 0 {
+                    return false;
+                }
+                allowed -= 1;
             }
-            allowed -= 1;
         }
     }
     true
