@@ -33,6 +33,13 @@ impl Caches {
         &self.local
     }
 
+    /// An id that no cache has.
+    pub fn reserve(&self) -> CacheId {
+        let mut imported = self.imported.write().expect("no holder of this lock panics");
+        imported.next += 1;
+        CacheId(imported.next)
+    }
+
     /// Adds a cache, to be looked into by vertices that name it.
     pub fn add(&self, store: Arc<dyn Import>) -> CacheId {
         let mut imported = self.imported.write().expect("no holder of this lock panics");

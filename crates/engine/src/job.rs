@@ -72,6 +72,23 @@ impl Engine {
         &self.0.caches
     }
 
+    /// Announces a cache that graphs may name before it has been read: what does not depend on it goes on meanwhile. [`Engine::arrived`] has to
+    /// follow, and [`Engine::dismiss`] once no graph will name it any more.
+    pub fn expect(&self) -> CacheId {
+        let cache = self.0.caches.reserve();
+        self.send(Message::Expect(cache));
+        cache
+    }
+
+    /// The announced cache is here, as these of [`Engine::caches`]; none if it could not be had.
+    pub fn arrived(&self, cache: CacheId, found: BTreeSet<CacheId>) {
+        self.send(Message::Arrived { cache, found });
+    }
+
+    pub fn dismiss(&self, cache: CacheId) {
+        self.send(Message::Dismiss(cache));
+    }
+
     /// How much is held now.
     pub async fn census(&self) -> Census {
         let (reply, answer) = oneshot::channel();
@@ -130,7 +147,7 @@ impl Job {
         self.load_with(graph, BTreeSet::new())
     }
 
-    /// [`Job::load`], for a graph whose vertices may use these imported caches.
+    /// [`Job::load`], for a graph whose vertices may use these imported caches, which may be on their way ([`Engine::expect`]).
     pub fn load_with(&self, graph: Arc<Graph>, caches: BTreeSet<CacheId>) -> Ref {
         self.announce(&graph);
         let number = self.0.engine.number();

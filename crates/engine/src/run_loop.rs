@@ -33,6 +33,9 @@ pub(crate) enum Message {
     Outputs { job: JobId, reply: oneshot::Sender<Vec<(Digest, u32, Output)>> },
     Tell { job: JobId, witness: Arc<dyn Witness> },
     Leave(JobId),
+    Expect(CacheId),
+    Arrived { cache: CacheId, found: BTreeSet<CacheId> },
+    Dismiss(CacheId),
     Ended { task: TaskId, outcome: Result<Outcome<Output, Failure>, Failure> },
     Count(oneshot::Sender<Census>),
 }
@@ -138,6 +141,13 @@ impl Loop {
             }
             Message::Tell { job, witness } => _ = self.witnesses.insert(job, witness),
             Message::Leave(job) => self.leave(job),
+            Message::Expect(cache) => self.solver.expect(cache),
+            Message::Arrived { cache, found } => self.apply(Event::Arrived { cache, found }),
+            Message::Dismiss(cache) => {
+                // Should it not have arrived, nobody is to wait for it any more.
+                self.apply(Event::Arrived { cache, found: BTreeSet::new() });
+                self.solver.dismiss(cache);
+            }
             // Fails if nobody waits any more, which is as well.
             Message::Count(reply) => _ = reply.send(self.census()),
             Message::Ended { task, outcome } => {

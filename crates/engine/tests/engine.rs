@@ -381,3 +381,30 @@ async fn five_thousand_steps() {
     }
     assert_eq!(house.fake.ran().len(), 5000);
 }
+
+#[tokio::test]
+async fn what_needs_no_cache_goes_on_until_the_awaited_one_is_here() {
+    let home = Home::new();
+    let house = home.open(Options::default());
+    let cache = house.engine.expect();
+    let graph = chain(&["image", "step"]);
+    let first = job(&house).load_with(graph.clone(), BTreeSet::from([cache]));
+    let mut waiting = Box::pin(first.result());
+    // The engine takes messages in order: once it has answered this, it has begun what it could.
+    tokio::select! {
+        _ = &mut waiting => panic!("a result without the cache that was named"),
+        census = house.engine.census() => assert_eq!(census.waiting, 1),
+    }
+    let second = job(&house);
+    soon(second.load(chain(&["other"])).result()).await.unwrap();
+    assert_eq!(house.fake.ran(), ["other"], "nobody else waits for it");
+    house.engine.arrived(cache, BTreeSet::new());
+    soon(waiting).await.unwrap();
+    assert_eq!(house.fake.ran(), ["other", "image", "step"]);
+    house.engine.dismiss(cache);
+    // What gave up its cache without having read it does not keep its builds waiting.
+    let cache = house.engine.expect();
+    let third = job(&house).load_with(chain(&["third"]), BTreeSet::from([cache]));
+    house.engine.dismiss(cache);
+    soon(third.result()).await.unwrap();
+}

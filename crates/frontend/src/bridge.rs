@@ -23,6 +23,9 @@ pub trait Bridge: Send + Sync {
     /// Solves a graph, or runs another frontend. Lazy unless [`SolveRequest::evaluate`] is set: refs come back before anything ran.
     async fn solve(&self, request: SolveRequest) -> Result<Outcome>;
 
+    /// Says early which caches later requests will name, so that they can be read meanwhile.
+    fn expect_imports(&self, _imports: &[CacheImport]) {}
+
     /// The graphs that the client handed to the frontend, by name.
     async fn inputs(&self) -> Result<BTreeMap<String, Arc<Graph>>>;
 

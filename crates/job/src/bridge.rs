@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fault::{Context as _, Fault, Result};
-use frontend::bridge::{Build as Facts, WorkerPlatforms};
+use frontend::bridge::{Build as Facts, CacheImport, WorkerPlatforms};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
 use llb::Graph;
 use oci::{Platform, Reference};
@@ -107,6 +107,10 @@ impl Bridge for BuildBridge {
         let meta = build.resolve_pinned(ResolveRequest { op, source_policies: Vec::new(), ..request }).await?;
         self.saw(platform, &meta);
         Ok(meta)
+    }
+
+    fn expect_imports(&self, imports: &[CacheImport]) {
+        self.build.import(imports);
     }
 
     async fn solve(&self, request: SolveRequest) -> Result<Outcome> {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use cache::Import;
 use cache::remote::{self, Context, Exporter, OnError, Subject};
+use engine::Engine;
 use fault::{Context as _, Fault, Result};
 use frontend::bridge::CacheImport;
 use oci::Digest;
@@ -19,7 +20,24 @@ use crate::build::Build;
 pub struct Imports(Mutex<HashMap<String, Arc<Importing>>>);
 
 /// An import on its way.
-pub struct Importing(watch::Receiver<Option<BTreeSet<CacheId>>>);
+pub struct Importing {
+    /// What graphs name it by.
+    pub cache: CacheId,
+    found: watch::Receiver<Option<BTreeSet<CacheId>>>,
+}
+
+/// Says that an import has come to its end, however it ends: builds wait for that.
+struct Arrival {
+    engine: Engine,
+    cache: CacheId,
+    found: BTreeSet<CacheId>,
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.engine.arrived(self.cache, std::mem::take(&mut self.found));
+    }
+}
 
 impl Build {
     /// Starts reading caches that are not being read yet.
@@ -33,12 +51,16 @@ impl Build {
         if let Some(importing) = all.get(&name) {
             return importing.clone();
         }
-        // The sender is the task's alone: should that end early, there is nothing to wait for.
-        let (sender, receiver) = watch::channel(None);
-        let importing = Arc::new(Importing(receiver));
+        let engine = self.worker.engine().clone();
+        let (sender, found) = watch::channel(None);
+        let importing = Arc::new(Importing { cache: engine.expect(), found });
         all.insert(name.clone(), importing.clone());
-        let (build, import) = (self.clone(), import.clone());
-        task::spawn("cache import", async move { sender.send_replace(Some(build.read_cache(&name, &import).await)) });
+        let (build, import, cache) = (self.clone(), import.clone(), importing.cache);
+        task::spawn("cache import", async move {
+            let mut arrival = Arrival { engine, cache, found: BTreeSet::new() };
+            arrival.found = build.read_cache(&name, &import).await;
+            sender.send_replace(Some(arrival.found.clone()));
+        });
         importing
     }
 
@@ -77,25 +99,16 @@ impl Build {
     /// What imports that were read gave.
     pub(crate) fn imported(&self) -> BTreeSet<CacheId> {
         let all = self.imports.0.lock().expect("no holder of this lock panics");
-        all.values().flat_map(|importing| importing.0.borrow().clone().unwrap_or_default()).collect()
+        all.values().flat_map(|importing| importing.found.borrow().clone().unwrap_or_default()).collect()
     }
 
     /// Nobody looks into the build's caches any more.
     pub(crate) fn drop_imports(&self) {
-        let caches = self.worker.engine().caches();
-        self.imported().into_iter().for_each(|id| caches.remove(id));
+        let engine = self.worker.engine();
+        self.imported().into_iter().for_each(|id| engine.caches().remove(id));
+        let all = self.imports.0.lock().expect("no holder of this lock panics");
+        all.values().for_each(|importing| engine.dismiss(importing.cache));
     }
-}
-
-/// Waits for imports; what failed gave none.
-pub async fn ready(imports: &[Arc<Importing>]) -> BTreeSet<CacheId> {
-    let mut all = BTreeSet::new();
-    for importing in imports {
-        if let Ok(found) = importing.0.clone().wait_for(Option::is_some).await {
-            all.extend(found.iter().flatten());
-        }
-    }
-    all
 }
 
 /// The caches that a build is to leave behind.

@@ -12,7 +12,7 @@ use session::Stat;
 use tokio::sync::OnceCell;
 
 use crate::build::Build;
-use crate::caches::{self, Importing};
+use crate::caches::Importing;
 use crate::files;
 use crate::provenance::{Capture, Traced};
 
@@ -57,7 +57,7 @@ impl BuildRef {
     /// [`BuildRef::layer`], with what the result is known by.
     pub async fn result(&self) -> Result<Built> {
         let solve = async {
-            let caches = caches::ready(&self.imports).await;
+            let caches = self.imports.iter().map(|import| import.cache).collect();
             let graph = &self.policed;
             let built = self.build.job.load_with(graph.clone(), caches).result().await?;
             // Only who is first here gets to set it.

@@ -34,7 +34,7 @@ pub struct LayerBlob {
 
 impl Layer {
     /// The blobs of the image that this layer is, lowest first. Those that are missing are made; blobs that are elsewhere are named and
-    /// not fetched, unless another compression is forced on them.
+    /// not fetched, unless another compression is forced on them. Waits for room below the ceiling, so whoever has [`crate::Room`] already must not ask.
     pub async fn blobs(&self, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> fault::Result<Vec<LayerBlob>> {
         let chain = self.chain();
         try_join_all(chain.iter().map(|layer| ensure(layer, compression, cancel, reporter))).await?;
@@ -152,6 +152,7 @@ async fn create(layer: &Layer, compression: Compression, cancel: &Cancel, report
         crate::realize::below(needed, cancel, reporter).await?;
     }
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let _room = node.home.room(cancel).await?;
     let (node, cancel) = (node.clone(), cancel.clone());
     task::blocking(move || {
         let home = &node.home;
@@ -169,6 +170,7 @@ async fn convert(layer: &Layer, compression: Compression, cancel: &Cancel, repor
     let hold = fetch_own(layer, cancel, reporter).await?;
     let node = layer.0.clone();
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let _room = node.home.room(cancel).await?;
     let cancel = cancel.clone();
     task::blocking(move || {
         let blob = node.home.content().open_blob(hold.digest())?;

@@ -29,10 +29,15 @@ const GATHER: usize = 128 << 10;
 type Fresh = (snapshot::Draft, Unpacked);
 
 impl Layer {
-    /// Brings one of this layer's blobs here if it is not. `digest` is one of [`Layer::known_blobs`].
+    /// Brings one of this layer's blobs here if it is not. `digest` is one of [`Layer::known_blobs`]. Waits for room below the ceiling, so whoever has
+    /// [`crate::Room`] already must not ask for it.
     pub async fn fetch_blob(&self, digest: &Digest, cancel: &Cancel, reporter: &Reporter) -> fault::Result<Hold> {
         let blob = self.known_blobs().into_iter().find(|blob| blob.digest == *digest);
         let blob = blob.ok_or_else(|| Error::NoSource { id: self.id(), digest: digest.clone() })?;
+        let _room = match self.0.home.content().has(digest)? {
+            Some(_) => None,
+            None => Some(self.0.home.room(cancel).await?),
+        };
         let owner = self.0.state().source.as_ref().and_then(|source| source.reporter());
         self.0.home.bring(&self.0, &blob, None, cancel, owner.as_ref().unwrap_or(reporter)).await?;
         let hold = self.0.home.content().hold(digest)?;

@@ -37,6 +37,7 @@ impl LayerBlob {
         let own = self.own_blob();
         let source = self.layer.fetch_blob(&own, cancel, reporter).await?;
         let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+        let _room = node.home.room(cancel).await?;
         let (node, cancel) = (node.clone(), cancel.clone());
         let (hold, mut descriptor) = task::blocking(move || {
             let home = &node.home;

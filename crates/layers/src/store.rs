@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::SystemTime;
@@ -121,6 +121,7 @@ impl Layers {
     /// The node of `id` with everything below it, made bottom up without recursion.
     pub(crate) fn load(&self, live: &mut Live<'_>, id: &LayerId, loaded: &mut Loaded) -> Result<Option<Arc<Node>>> {
         let mut pending = vec![*id];
+        let mut open = HashSet::new();
         while let Some(&next) = pending.last() {
             if loaded.0.contains_key(&next) {
                 pending.pop();
@@ -142,8 +143,14 @@ impl Layers {
                     live.insert(next, Arc::downgrade(node));
                 }
                 loaded.0.insert(next, node);
-            } else {
+            } else if open.insert(next) {
                 pending.extend(unknown);
+            } else {
+                tracing::warn!(layer = %next, "a layer is said to be made of itself; dropping its record");
+                let mut batch = Batch::new();
+                self.erase(&mut batch, &next, &record)?;
+                self.0.db.submit(batch);
+                loaded.0.insert(next, None);
             }
         }
         Ok(loaded.0.get(id).cloned().flatten())

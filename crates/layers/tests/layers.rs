@@ -351,6 +351,32 @@ async fn cells_are_shared_private_or_locked() {
     assert!(!fresh.path().join("f").exists());
 }
 
+/// Found by fuzzing.
+#[tokio::test]
+async fn layers_made_of_each_other_are_dropped() {
+    let home = Home::new();
+    let layers = home.open();
+    let one = layers.draft(None, properties("one")).unwrap().commit().unwrap();
+    let two = layers.draft(Some(&one), properties("two")).unwrap().commit().unwrap();
+    let (id_of_one, id_of_two) = (one.id(), two.id());
+    layers.flush().await.unwrap();
+    drop((one, two, layers));
+    let db = kv::Db::open(&home.dir.path().join("db"), kv::Options::default()).unwrap();
+    const RECORDS: kv::Table<str, String> = kv::Table::new("layers.records");
+    let record = db.get(&RECORDS, id_of_one.as_str()).unwrap().unwrap();
+    let looping = record.replace("\"parent\":null", &format!("\"parent\":\"{id_of_two}\""));
+    assert_ne!(looping, record);
+    let mut batch = kv::Batch::new();
+    batch.put(&RECORDS, id_of_one.as_str(), &looping);
+    db.submit(batch);
+    task::blocking(move || Ok(db.flush_blocking()?)).await.unwrap();
+    let layers = home.open();
+    for id in [&id_of_one, &id_of_two] {
+        assert!(layers.get(id).unwrap().is_none());
+    }
+    assert!(layers.usage(&layers::UsageQuery::default()).unwrap().is_empty(), "their records are gone");
+}
+
 /// Two mounts of one overlay's upper directory hide files from each other.
 #[tokio::test]
 async fn a_cell_over_a_base_can_be_mounted_twice() {

@@ -38,6 +38,16 @@ fn disk_use(root: &Path) -> u64 {
     total
 }
 
+/// [`disk_use`] while files come and go.
+fn disk_use_of_living(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| {
+        let Ok(metadata) = entry.metadata() else { return 0 };
+        metadata.blocks() * 512 + if metadata.is_dir() { disk_use_of_living(&entry.path()) } else { 0 }
+    };
+    entries.map(size).sum()
+}
+
 fn files_of(home: &Home) -> u64 {
     disk_use(&home.dir.path().join("trees/trees"))
         + disk_use(&home.dir.path().join("trees/cells"))
@@ -169,6 +179,45 @@ async fn the_ceiling_holds_while_builds_run() {
     assert!(held.len() >= 7, "{}", held.len());
     drop(held);
     drop(layers.room(&cancel).await.unwrap());
+    house.end().await;
+}
+
+/// Blobs are made of layers that the export holds, so what others left has to go for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ceiling_holds_while_blobs_are_made() {
+    const STEP: u64 = 1_000_000;
+    const CEILING: u64 = 20 * STEP;
+    let home = Home::new();
+    let layers = home.open();
+    layers.set_ceiling(CEILING);
+    let house = House::keep(&layers, Vec::new());
+    for n in 0..9 {
+        drop(step(&layers, None, &format!("left{n}"), STEP as usize));
+    }
+    let mut held: Vec<Layer> = Vec::new();
+    for n in 0..9 {
+        held.push(step(&layers, held.last(), &format!("held{n}"), STEP as usize));
+    }
+    let (stop, root) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), home.dir.path().to_owned());
+    let watch = {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            let parts = ["trees/trees", "trees/cells", "content/blobs"].map(|part| root.join(part));
+            let mut most = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                most = most.max(parts.iter().map(|part| disk_use_of_living(part)).sum());
+            }
+            most
+        })
+    };
+    let plain = Compression { kind: layers::CompressionKind::Uncompressed, ..Compression::default() };
+    let blobs = held.last().unwrap().blobs(plain, &Cancel::new(), &Reporter::silent()).await.unwrap();
+    assert_eq!(blobs.len(), 9);
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let most: u64 = watch.join().unwrap();
+    let at_once = 1 + std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    assert!(most <= CEILING + at_once * STEP + 100_000, "{most} on disk");
+    assert!(house.gone.lock().unwrap().len() >= 5);
     house.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! The only unsafe code of this room: the system calls that neither `std` nor `rustix` offers, each behind a safe signature.
 //!
-//! All of it but [`adopt`] runs in the helper, which has one thread.
+//! All of it but [`adopt`] and [`give_back_memory`] runs in the helper, which has one thread.
 #![allow(unsafe_code)]
 use std::ffi::{CStr, CString};
 use std::io;
@@ -23,6 +23,15 @@ pub(crate) struct Instruction {
 pub(crate) struct Child {
     pub pid: i32,
     pub pidfd: OwnedFd,
+}
+
+/// Has the C library return to the system all whole pages that it keeps free. Takes some milliseconds; other threads may wait for memory meanwhile.
+pub fn give_back_memory() {
+    // SAFETY: it has no precondition, and locks what it walks over.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {

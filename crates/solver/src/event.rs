@@ -32,7 +32,7 @@ pub struct Spec {
     /// Whether its run counts against [`crate::Limits::runs`].
     pub limited: bool,
     pub export: Option<bool>,
-    /// Looked into beside the local cache.
+    /// Looked into beside the local cache. Those that are expected ([`crate::Solver::expect`]) are waited for before anything is looked up.
     pub caches: BTreeSet<CacheId>,
 }
 
@@ -64,6 +64,11 @@ pub enum Event<R, F> {
     Ended {
         task: TaskId,
         outcome: Outcome<R, F>,
+    },
+    /// A cache that was expected is here, as those in `found`; none if it could not be had.
+    Arrived {
+        cache: CacheId,
+        found: BTreeSet<CacheId>,
     },
 }
 

@@ -9,6 +9,7 @@
 //!
 //! Invariants: the same events and the same store give the same commands; a vertex runs at most once at a time, and once in all unless it was cancelled;
 //! nothing recurses over the graph; a cancelled task leaves no trace; work that nobody wants any more is told to stop.
+mod arrival;
 mod event;
 pub mod key;
 mod reached;
@@ -50,6 +51,8 @@ pub struct Solver<S: Store, F> {
     running_as: HashMap<KeyId, Vec<VertexId>>,
     /// Vertices that may have lost their last job.
     leaving: Vec<VertexId>,
+    /// Caches that were announced, and what came of them once they arrived.
+    expected: BTreeMap<CacheId, Option<BTreeSet<CacheId>>>,
     next: u64,
     commands: Vec<Command<S::Result, F>>,
 }
@@ -70,6 +73,7 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             limited_runs: 0,
             running_as: HashMap::new(),
             leaving: Vec::new(),
+            expected: BTreeMap::new(),
             next: 0,
             commands: Vec::new(),
         }
@@ -114,8 +118,8 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             let inputs: Vec<(VertexId, u32)> = spec.inputs.iter().map(|(at, output)| (loaded[*at], *output)).collect();
             let id = match self.shared(spec) {
                 Some(id) => {
-                    let vertex = self.vertex_mut(id);
-                    vertex.caches.extend(spec.caches.iter().copied());
+                    let caches = self.arrived(&spec.caches);
+                    self.vertex_mut(id).caches.extend(caches);
                     id
                 }
                 None => self.add(spec, &inputs),
@@ -136,12 +140,14 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
         let id = VertexId(self.number());
         inputs.iter().for_each(|(vertex, _)| self.vertex_mut(*vertex).users += 1);
         let inputs: Vec<EdgeId> = inputs.iter().map(|(vertex, output)| self.edge_of(*vertex, *output)).collect();
+        let caches = self.arrived(&spec.caches);
         let vertex = Vertex {
             digest: spec.digest.clone(),
             ignore_cache: spec.ignore_cache,
             limited: spec.limited,
             export: spec.export,
-            caches: spec.caches.clone(),
+            awaits: caches.iter().copied().filter(|cache| self.expected.contains_key(cache)).collect(),
+            caches,
             inspections: inputs.iter().map(|_| Default::default()).collect(),
             inputs: inputs.into(),
             jobs: BTreeSet::new(),
@@ -193,6 +199,7 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             Event::Release(request) => self.release(request),
             Event::Leave(job) => self.leave(job),
             Event::Ended { task, outcome } => self.ended(task, outcome),
+            Event::Arrived { cache, found } => self.cache_arrived(cache, &found),
         }
         while let Some(edge) = self.queue.pop_front() {
             if let Some(e) = self.edges.get_mut(&edge) {

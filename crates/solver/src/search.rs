@@ -64,6 +64,9 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             }
         }
         self.edge_mut(id).maps_seen += unseen.len();
+        if !self.vertices[&v].awaits.is_empty() {
+            return;
+        }
         if want >= Want::Keys || !all_mapped {
             self.find_records(id);
         }
@@ -84,7 +87,8 @@ impl<S: Store, F: Clone + From<MissingOutput>> Solver<S, F> {
             edge.changed = (0..edge.inputs.len() as u32).collect();
         }
         let v = self.edges[&id].vertex;
-        if self.vertices[&v].maps.is_empty() {
+        if self.vertices[&v].maps.is_empty() || !self.vertices[&v].awaits.is_empty() {
+            // Nothing can be looked up yet; the inputs need not wait for that.
             let changed = std::mem::take(&mut self.edge_mut(id).changed);
             return self.set_mode(id, Mode::Definition, &changed);
         }

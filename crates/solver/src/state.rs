@@ -42,6 +42,8 @@ pub(crate) struct Vertex<R, F> {
     pub limited: bool,
     pub export: Option<bool>,
     pub caches: BTreeSet<CacheId>,
+    /// Those of `caches` that are still on their way. Until they are here nothing is looked up, loaded or run; what comes before that goes on.
+    pub awaits: BTreeSet<CacheId>,
     pub inputs: std::sync::Arc<[EdgeId]>,
     pub jobs: BTreeSet<JobId>,
     /// How often this vertex is an input of another.

@@ -126,6 +126,7 @@ impl Frontend<'_> {
     }
 
     async fn build(&self) -> Result<Outcome, faults::Failure> {
+        self.bridge.expect_imports(&self.config.cache_imports);
         let scanner = match &self.config.sbom {
             Some(request) => {
                 let (platform, mode) = (self.config.native_platform(), self.config.resolve_mode());

@@ -18,6 +18,9 @@ use super::{listen, notify};
 /// How long clients that hold on to their connections keep an idle daemon from ending.
 const LEAVE_TAKING: Duration = Duration::from_millis(500);
 
+/// Seconds after the last build.
+const GIVE_BACK_AFTER: [u64; 2] = [2, 190];
+
 pub async fn run(config: Config) -> Result<(), String> {
     let _lock = lock(&config.root)?;
     if config.addresses.is_empty() {
@@ -35,6 +38,7 @@ pub async fn run(config: Config) -> Result<(), String> {
     for listener in listeners {
         task::spawn("listener", accept(listener, server.clone(), counter.clone(), stop.clone()));
     }
+    task::spawn("memory", give_back_memory(builds.clone(), stop.clone()));
     notify::state("READY=1");
     let reason = tokio::select! {
         reason = told_to_stop() => reason?,
@@ -139,6 +143,28 @@ async fn accept(listener: Listener, server: Server, counter: Counter, stop: task
                 tracing::warn!(%error, "failed to accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
+        }
+    }
+}
+
+/// Once no build is left, what they took goes back to the system: the C library keeps it otherwise, in pieces too small for it to return. Once
+/// soon, and once when what is kept of ended builds for late clients has gone, too.
+async fn give_back_memory(builds: Arc<Builds>, stop: task::Cancel) {
+    let mut quiet = u64::MAX;
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        quiet = if builds.running() > 0 { 0 } else { quiet.saturating_add(1) };
+        if GIVE_BACK_AFTER.contains(&quiet) {
+            let giving = task::blocking(|| {
+                sandbox::give_back_memory();
+                Ok(())
+            });
+            // Fails only when the runtime is ending.
+            let _ = giving.await;
         }
     }
 }

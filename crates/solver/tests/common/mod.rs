@@ -31,6 +31,8 @@ pub struct Memory {
     pub values: HashMap<String, Value>,
     pub clock: i64,
     pub writes: usize,
+    /// The caches that were asked for records, each time.
+    pub asked: Vec<BTreeSet<CacheId>>,
 }
 
 #[derive(Clone, Default)]
@@ -45,7 +47,8 @@ impl Store for MemoryStore {
         found.into_iter().flatten().map(|id| Target { id: id.clone(), local: true }).collect()
     }
 
-    fn records(&self, _: &BTreeSet<CacheId>, key: &KeyId) -> Vec<Record> {
+    fn records(&self, caches: &BTreeSet<CacheId>, key: &KeyId) -> Vec<Record> {
+        self.0.borrow_mut().asked.push(caches.clone());
         let memory = self.0.borrow();
         let found = memory.records.get(key).into_iter().flatten();
         found.map(|(id, at)| Record { cache: CacheId::LOCAL, id: id.clone(), created_at: *at }).collect()
