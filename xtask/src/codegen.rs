@@ -3,6 +3,9 @@ use std::path::{Path, PathBuf};
 
 use crate::Outcome;
 
+/// What server reflection answers from.
+const DESCRIPTORS: &str = "descriptors.bin";
+
 /// Generates the sources; with `check`, compares them with those checked in instead of writing.
 pub fn run(check: bool) -> Outcome {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
@@ -21,6 +24,10 @@ pub fn run(check: bool) -> Outcome {
 }
 
 fn generate(set: protox::prost_reflect::prost_types::FileDescriptorSet, dir: &Path) -> Outcome {
+    let mut described = set.clone();
+    // Comments, and where in our files everything is: nobody asks a daemon for that.
+    described.file.iter_mut().for_each(|file| file.source_code_info = None);
+    std::fs::write(dir.join(DESCRIPTORS), protox::prost_reflect::prost::Message::encode_to_vec(&described))?;
     tonic_prost_build::configure()
         .out_dir(dir)
         .bytes(".moby.buildkit.v1.BytesMessage")

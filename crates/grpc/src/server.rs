@@ -15,6 +15,21 @@ use crate::gateway::{Bridge, Gateways};
 use crate::session::Sessions;
 use crate::traces::Traces;
 
+const DESCRIBED: &str = "the generated descriptors are whole";
+
+/// Tells clients such as grpcurl which services there are; some know only the older form.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    let services = [
+        "moby.buildkit.v1.Control",
+        "moby.buildkit.v1.frontend.LLBBridge",
+        "containerd.services.content.v1.Content",
+        "opentelemetry.proto.collector.trace.v1.TraceService",
+        "grpc.health.v1.Health",
+    ];
+    let builder = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(proto::DESCRIPTORS);
+    services.into_iter().fold(builder, |builder, service| builder.with_service_name(service))
+}
+
 /// The daemon's gRPC face. Clones serve the same daemon.
 #[derive(Clone)]
 pub struct Server {
@@ -38,6 +53,8 @@ impl Server {
             .add_service(limited!(ContentServer::new(Blobs(service.clone()))))
             .add_service(limited!(TraceServiceServer::new(Traces(service))))
             .add_service(crate::health::server())
+            .add_service(reflection().build_v1().expect(DESCRIBED))
+            .add_service(reflection().build_v1alpha().expect(DESCRIBED))
             .prepare();
         Self { routes, drain: task::Drain::new(), stop: task::Cancel::new() }
     }

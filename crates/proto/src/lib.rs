@@ -7,6 +7,9 @@
 //! Messages do not travel above `llb`, `grpc` and `client`.
 #![allow(clippy::all, missing_docs, rustdoc::all)]
 
+/// All of them as protobuf describes itself, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
+
 pub mod containerd {
     pub mod services {
         pub mod content {

@@ -44,7 +44,11 @@ impl upload_server::Upload for Uploads {
         let name = path.rsplit('/').next().unwrap_or_default();
         let upload = self.take(name).ok_or_else(|| Status::not_found(format!("no http response from session for {name}")))?;
         let (sender, outgoing) = mpsc::channel(QUEUE);
-        task::spawn("upload", task::blocking(move || Ok(send(upload, &sender))));
+        let sending = move || {
+            send(upload, &sender);
+            Ok(())
+        };
+        task::spawn("upload", task::blocking(sending));
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
     }
 }

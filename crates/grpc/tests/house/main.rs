@@ -3,4 +3,5 @@
 mod builds;
 mod daemon;
 mod processes;
+mod reflection;
 mod sessions;
