@@ -166,6 +166,8 @@ fn docker_buildx_history() {
     let request = &provenance["buildDefinition"]["externalParameters"]["request"];
     assert_eq!(request["args"]["build-arg:WORD"], "world", "{provenance}");
     assert_eq!(provenance["runDetails"]["metadata"]["buildkit_metadata"]["source"]["infos"][0]["filename"], "Dockerfile", "{provenance}");
+    let usage = &provenance["runDetails"]["metadata"]["buildkit_metadata"]["sysUsage"];
+    assert!(usage[0]["memoryStat"]["total"].as_u64().unwrap() > 0 && usage[0]["cpuStat"]["user"].is_number(), "{usage}");
     let failed: Value = serde_json::from_str(&buildx.ok(&["history", "inspect", bad, "--format", "json"])).unwrap();
     assert!(["error", "failed"].contains(&failed["Status"].as_str().unwrap()), "{failed}");
     assert!(failed["Error"]["Message"].as_str().unwrap().contains("exit code: 7"), "{failed}");

@@ -25,7 +25,7 @@ use crate::caches::Imports;
 use crate::gateway::Gateway;
 use crate::history::{Findings, Record};
 use crate::progress_hub::Hub;
-use crate::provenance::{self, Producers, Scope, Traced};
+use crate::provenance::{self, Machine, Producers, Scope, Traced};
 use crate::reference::BuildRef;
 use crate::why::{self, Circumstances, Inquiry, Likes};
 use crate::{caches, entitlement, exports};
@@ -51,6 +51,7 @@ pub struct Build {
     refs: Mutex<HashMap<String, Weak<BuildRef>>>,
     /// Who asked for what, for provenance.
     scope: Arc<Scope>,
+    machine: Machine,
     unique_id: String,
     started: SystemTime,
     finished: OnceLock<SystemTime>,
@@ -98,6 +99,7 @@ impl Build {
                 counter: Default::default(),
                 refs: Mutex::default(),
                 scope: Scope::root(asked, producers),
+                machine: Machine::default(),
                 unique_id,
                 started: SystemTime::now(),
                 finished: OnceLock::new(),
@@ -169,7 +171,10 @@ impl Build {
 
     pub async fn run(self: &Arc<Self>) -> Result<Response> {
         let _cancel = CancelOnDrop::new(self.cancel.clone(), "context canceled");
-        self.cancel.run(self.run_to_response()).await
+        tokio::select! {
+            outcome = self.cancel.run(self.run_to_response()) => outcome,
+            never = self.machine.watch() => match never {},
+        }
     }
 
     async fn run_to_response(self: &Arc<Self>) -> Result<Response> {
@@ -236,6 +241,10 @@ impl Build {
 
     pub(crate) fn scope(&self) -> &Arc<Scope> {
         &self.scope
+    }
+
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// 25 characters that no other build ever has.

@@ -93,6 +93,8 @@ struct Provenance {
     build: Arc<Build>,
     predicate: Predicate,
     version: crate::provenance::predicate::Version,
+    /// Whether to tell how busy the machine was.
+    usage: bool,
 }
 
 impl Provenance {
@@ -114,7 +116,7 @@ impl Provenance {
             predicate.metadata.source = SourceMap::of(&traced.graph, &steps)?;
             predicate.steps = Some(steps);
         }
-        Ok(Self { build: build.clone(), predicate, version: options.version })
+        Ok(Self { build: build.clone(), predicate, version: options.version, usage: options.usage })
     }
 
     /// The layers of every step whose result is packed by now.
@@ -139,6 +141,9 @@ impl Author for Provenance {
         predicate.finished = Some(self.build.finished().into());
         if let Some(steps) = &predicate.steps {
             predicate.metadata.layers = self.layers(steps).await?;
+        }
+        if self.usage {
+            predicate.metadata.usage = self.build.machine().samples().await;
         }
         Ok(predicate.to_json(self.version).into())
     }

@@ -4,6 +4,7 @@
 //! BuildKit's (`docs/attestations` in its repository), so that its clients and policy tools read ours.
 mod attestation;
 mod capture;
+mod machine;
 mod options;
 mod predicate;
 mod request;
@@ -13,6 +14,7 @@ mod steps;
 
 pub use attestation::{Captured, attest, captured, record};
 pub use capture::Capture;
+pub use machine::Machine;
 pub use options::Options;
 pub use scope::{Producers, Request, Scope, Traced};
 pub use sources::ImageSource;

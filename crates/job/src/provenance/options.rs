@@ -18,6 +18,8 @@ pub struct Options {
     pub inline_only: bool,
     /// Fails the build if something went in that has no digest.
     pub complete_materials: bool,
+    /// Tells how busy the machine was.
+    pub usage: bool,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Options {
             reproducible: flag("reproducible", "reproducible")?,
             inline_only: get("inline-only").and_then(parse_bool).unwrap_or(false),
             complete_materials: flag("complete-materials", "complete-materials")?,
+            usage: get("capture-usage").and_then(parse_bool).unwrap_or(false),
         })
     }
 
@@ -63,6 +66,7 @@ impl Options {
             reproducible: false,
             inline_only: false,
             complete_materials: false,
+            usage: true,
         }
     }
 }
@@ -95,6 +99,7 @@ mod tests {
         assert_eq!((options.version, options.minimal, options.filename.as_str()), (Version::V1, false, "provenance.json"));
         let given = parse(&[("mode", "min"), ("version", "v0.2"), ("inline-only", "true"), ("reproducible", "1")]).unwrap();
         assert_eq!((given.version, given.minimal, given.inline_only, given.reproducible), (Version::V02, true, true, true));
+        assert!(parse(&[("capture-usage", "1")]).unwrap().usage && !parse(&[("capture-usage", "x")]).unwrap().usage);
         assert!(!parse(&[("inline-only", "maybe")]).unwrap().inline_only, "what it cannot read BuildKit ignores here");
     }
 

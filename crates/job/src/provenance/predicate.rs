@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::provenance::capture::Capture;
+use crate::provenance::machine::Sample;
 use crate::provenance::request::{Asked, ConfigSource, Parameters, redacted};
 use crate::provenance::sources::{DigestSet, Material};
 use crate::provenance::steps::{SourceMap, Steps};
@@ -61,6 +62,9 @@ pub struct BuildkitMetadata {
     /// By step and output, the chains of layers that were its result.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub layers: BTreeMap<String, Vec<Vec<Descriptor>>>,
+    /// Of the machine, while the build ran.
+    #[serde(rename = "sysUsage", skip_serializing_if = "Vec::is_empty")]
+    pub usage: Vec<Sample>,
 }
 
 impl Predicate {
