@@ -50,17 +50,23 @@ impl<T> Board<T> {
 
     /// The entry, waiting up to `limit` for it to be added.
     pub async fn wait(&self, id: &str, limit: Duration) -> Option<Arc<T>> {
+        self.wait_for(limit, || self.get(id)).await
+    }
+
+    /// What `find` gives, which is asked now and after each addition, up to `limit`. An entry may have left again before that: whoever must not miss it
+    /// looks where it went, too.
+    pub async fn wait_for<R>(&self, limit: Duration, find: impl Fn() -> Option<R>) -> Option<R> {
         let mut added = self.0.added.subscribe();
-        let find = async {
+        let found = async {
             loop {
                 added.mark_unchanged();
-                if let Some(entry) = self.get(id) {
-                    return entry;
+                if let Some(found) = find() {
+                    return found;
                 }
                 added.changed().await.expect("the board holds the sender");
             }
         };
-        tokio::time::timeout(limit, find).await.ok()
+        tokio::time::timeout(limit, found).await.ok()
     }
 
     pub fn all(&self) -> Vec<Arc<T>> {
@@ -128,6 +134,21 @@ mod tests {
         assert_eq!(*board.get("a").unwrap(), 3, "an older place does not remove its successor");
         drop(newer);
         assert!(board.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waiter_may_look_where_a_short_lived_entry_went() {
+        let (board, gone) = (Board::default(), Board::default());
+        let waiting = tokio::spawn({
+            let (board, gone) = (board.clone(), gone.clone());
+            async move { board.wait_for(Duration::from_secs(10), || board.get("a").or_else(|| gone.get("a"))).await }
+        });
+        tokio::task::yield_now().await;
+        // The waiter does not run before both have happened.
+        let place = board.add("a", Arc::new(1)).unwrap();
+        let _left = gone.replace("a", place.entry().clone());
+        drop(place);
+        assert_eq!(*waiting.await.unwrap().unwrap(), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -219,9 +219,10 @@ impl Service for Builds {
         if let Some(progress) = self.known(id)? {
             return Ok(progress);
         }
-        match self.running.wait(id, WATCH_WAIT).await {
-            Some(build) => Ok(Progress::Live(build.hub().watch())),
-            // It may have come and gone while we waited.
+        // A short build may have ended before we are woken.
+        let live = || self.running.get(id).map(|build| build.hub().watch()).or_else(|| self.ended.get(id).map(|hub| hub.watch()));
+        match self.running.wait_for(WATCH_WAIT, live).await {
+            Some(watch) => Ok(Progress::Live(watch)),
             None => self.known(id)?.ok_or_else(|| no_such_job(id)),
         }
     }
