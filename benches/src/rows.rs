@@ -21,7 +21,7 @@ const fn weighed(name: &'static str, run: fn(&mut Bench, &Fixtures, usize) -> Re
 const CHAIN: Plan = Plan { shape: Shape::Chain, ops: 5000 };
 const WIDE: Plan = Plan { shape: Shape::Wide, ops: 5000 };
 
-pub const ROWS: [Row; 30] = [
+pub const ROWS: [Row; 31] = [
     timed("start to first answer", |b, _, _| b.start()),
     weighed("idle memory", |b, _, _| {
         b.start()?;
@@ -46,6 +46,10 @@ pub const ROWS: [Row; 30] = [
     timed("push zstd 330 MB, cold blobs", |b, f, round| push(b, f, round, ",compression=zstd,force-compression=true")),
     weighed("push gzip, peak memory", |b, f, round| {
         push(b, f, round + 500, "")?;
+        Ok(b.peak_memory())
+    }),
+    weighed("push zstd, peak memory", |b, f, round| {
+        push(b, f, round + 600, ",compression=zstd,force-compression=true")?;
         Ok(b.peak_memory())
     }),
     timed("OCI tar, cold", |b, f, _| oci_tar(b, f)),

@@ -141,3 +141,26 @@ fn statements_lie_beside_local_results_but_not_those_meant_for_images() {
     let log = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && log.contains("provenance materials are incomplete") && log.contains("- context"), "{log}");
 }
+
+#[test]
+fn a_platform_that_fails_leaves_no_part_of_an_image() {
+    let registry = Registry::start();
+    let daemon = Daemon::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("Dockerfile"), "FROM scratch\nARG TARGETARCH\nCOPY only-${TARGETARCH} /\n").unwrap();
+    fs::write(dir.path().join("only-amd64"), "a").unwrap();
+    let name = format!("{}/both:v1", registry.host());
+    let build = ["build", "--opt", "platform=linux/amd64,linux/arm64", "--push", "-t", &name, text(dir.path())];
+    let failed = daemon.kiln(&build).output().unwrap();
+    let log = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(!failed.status.success() && log.contains("only-arm64"), "{log}");
+    assert_eq!(registry.get("/v2/both/manifests/v1").status, 404);
+    assert_eq!(registry.get("/v2/both/tags/list").status, 404, "not even the repository");
+
+    fs::write(dir.path().join("only-arm64"), "b").unwrap();
+    daemon.ok(&build);
+    let whole = registry.get("/v2/both/manifests/v1").body;
+    fs::remove_file(dir.path().join("only-amd64")).unwrap();
+    assert!(!daemon.kiln(&build).output().unwrap().status.success());
+    assert_eq!(registry.get("/v2/both/manifests/v1").body, whole, "the tag is the last whole image");
+}

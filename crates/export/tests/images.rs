@@ -160,6 +160,26 @@ async fn lazy_layers_are_only_fetched_where_their_bytes_leave() {
 }
 
 #[tokio::test]
+async fn a_platform_that_cannot_be_sent_leaves_the_tag_as_it_was() {
+    let (home, registry) = (Home::new(), Registry::start());
+    let name = format!("{}/app:v1", registry.host());
+    let push = [("name", name.as_str()), ("push", "")];
+    let before = home.export("image", &push, &with_config(single(Some(two_layers(&home))))).await.unwrap();
+    // Of the other platform a layer is elsewhere, and what comes from there is something else.
+    let tar = Bytes::from(Tar::new().file("lazy", 0o644, "1").finish());
+    let descriptor = Descriptor::of(media::OCI_LAYER, &tar);
+    let layer = ImageLayer { descriptor, diff_id: Digest::of(&tar), created: None, properties: Properties::new("pulled") };
+    let damaged = home.layers.from_image(vec![layer], Arc::new(One(Bytes::from_static(b"damaged")))).unwrap();
+    let other = home.layer(None, "COPY c", |root| fs::write(root.join("c"), "3").unwrap());
+    let source = with_config(map([("linux/amd64", Some(other)), ("linux/arm64", damaged)]));
+    home.export("image", &push, &source).await.unwrap_err();
+    assert_eq!(Digest::of(registry.get("/v2/app/manifests/v1").body).as_str(), before["containerimage.digest"]);
+    let fresh = format!("{}/fresh:v1", registry.host());
+    home.export("image", &[("name", &fresh), ("push", "")], &source).await.unwrap_err();
+    assert_eq!(registry.get("/v2/fresh/manifests/v1").status, 404);
+}
+
+#[tokio::test]
 async fn an_oci_tar_goes_to_the_client_with_the_response() {
     let home = Home::new();
     let source = with_config(single(Some(two_layers(&home))));

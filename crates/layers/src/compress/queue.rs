@@ -68,3 +68,51 @@ impl<T: Send + 'static> Queue<T> {
         take(first.blocking_recv().map_err(|_| io::Error::other("compressing ended early"))?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Streams that share a room with less memory than each of them would like, and whose results are taken late.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn streams_share_the_memory_and_do_not_wait_for_each_other() {
+        const MIB: u32 = 50;
+        let room = CompressionRoom::new(3);
+        let (held, most) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let stream = || {
+            let (room, held, most) = (room.clone(), held.clone(), most.clone());
+            task::blocking(move || {
+                let mut queue = Queue::new(room);
+                let mut taken = Vec::new();
+                for number in 0..100 {
+                    let (begun, most) = (held.clone(), most.clone());
+                    let work = move || {
+                        most.fetch_max(begun.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        number
+                    };
+                    queue.start(MIB, work, &mut |number| {
+                        held.fetch_sub(1, Ordering::SeqCst);
+                        taken.push(number);
+                        Ok(())
+                    })?;
+                }
+                queue.finish(&mut |number| {
+                    held.fetch_sub(1, Ordering::SeqCst);
+                    taken.push(number);
+                    Ok(())
+                })?;
+                Ok(taken)
+            })
+        };
+        let all = async { tokio::join!(stream(), stream(), stream()) };
+        let (one, two, three) = tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody waits for ever");
+        for taken in [one, two, three] {
+            assert_eq!(taken.unwrap(), (0..100).collect::<Vec<_>>());
+        }
+        assert!(most.load(Ordering::SeqCst) * MIB <= 128, "{} at a time", most.load(Ordering::SeqCst));
+    }
+}
