@@ -11,7 +11,7 @@ use crate::Outcome;
 const FLOORS: [&[&str]; 7] = [
     &["fault", "oci", "llb", "dockerfile", "patterns", "treehash", "solver", "progress", "proto", "task"],
     &["kv", "content", "snapshot", "layers"],
-    &["registry", "sandbox", "session", "wire"],
+    &["registry", "sandbox", "session", "wire", "proxy"],
     &["frontend", "ops", "sources", "export", "cache", "engine", "sbom"],
     &["job", "worker"],
     &["grpc", "client", "dashboard"],

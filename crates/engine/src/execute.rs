@@ -46,6 +46,9 @@ pub struct Context {
 pub trait Nested: Send + Sync {
     /// The result of a graph, as part of the build and under its rules; `None` is scratch.
     async fn build(&self, graph: Graph) -> Result<Option<Layer>>;
+
+    /// The URL that a step may fetch in the place of this one, most often itself; an error if it may fetch nothing there.
+    async fn fetchable(&self, url: &str) -> Result<String>;
 }
 
 /// `None` in the place of a layer is scratch.

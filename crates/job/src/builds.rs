@@ -34,6 +34,8 @@ pub struct Settings {
     pub version: Version,
     /// Entitlements that the operator grants: `network.host`, `security.insecure`, `device`.
     pub entitlements: Vec<String>,
+    /// Steps of all builds reach the network through the proxy only.
+    pub proxy_network: bool,
     pub dockerfile_enabled: bool,
     pub gateway_enabled: bool,
     /// Repositories whose images may be frontends; none means all.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use async_trait::async_trait;
 use fault::{Fault, Kind, Result};
 use layers::Layer;
-use llb::Graph;
+use llb::{Graph, SourceOp};
 
 use crate::build::Build;
 use crate::reference::BuildRef;
@@ -22,5 +22,20 @@ impl engine::Nested for Steps {
         let graph = Arc::new(graph);
         let policed = build.police_graph(graph.clone(), &[]).await?;
         BuildRef::new(build, graph, policed, Vec::new())?.layer().await
+    }
+
+    async fn fetchable(&self, url: &str) -> Result<String> {
+        let build = self.0.upgrade().ok_or_else(|| Fault::new(Kind::Canceled, "context canceled"))?;
+        let wanted = SourceOp { identifier: url.to_owned(), attrs: Default::default() };
+        let policed = build.police(&wanted, None, &[]).await?;
+        if !policed.attrs.is_empty() {
+            return Err(Fault::invalid(format!(
+                "source policy converted {url:?} with attributes, which requests through the proxy cannot have"
+            )));
+        }
+        if !["http://", "https://"].iter().any(|scheme| policed.identifier.starts_with(scheme)) {
+            return Err(Fault::invalid(format!("source policy converted {url:?} to {:?}, which cannot be requested", policed.identifier)));
+        }
+        Ok(policed.identifier)
     }
 }

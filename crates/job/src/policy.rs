@@ -51,8 +51,9 @@ impl Build {
         });
         let changed = try_join_all(checked).await.context("failed to load LLB")?;
         self.invite(&graph).await?;
-        let rewrite = Rewrite { sources: changed.into_iter().flatten().collect(), ..Rewrite::default() };
-        Ok(if rewrite.sources.is_empty() { graph } else { Arc::new((*graph).clone().rewrite(&rewrite)) })
+        let proxy_network = self.request.proxy_network || self.settings.proxy_network;
+        let rewrite = Rewrite { sources: changed.into_iter().flatten().collect(), proxy_network };
+        Ok(if rewrite.sources.is_empty() && !proxy_network { graph } else { Arc::new((*graph).clone().rewrite(&rewrite)) })
     }
 
     /// Lets in the sessions that sources name and that are not the build's own.

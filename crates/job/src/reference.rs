@@ -61,7 +61,11 @@ impl BuildRef {
             let graph = &self.policed;
             let built = self.build.job.load_with(graph.clone(), caches).result().await?;
             // Only who is first here gets to set it.
-            let _ = self.traced.capture.set(Capture::of(graph, |vertex| self.build.worker.pin(vertex)));
+            let _ = self.traced.capture.set(Capture::of(
+                graph,
+                |vertex| self.build.worker.pin(vertex),
+                |vertex| self.build.worker.captured(vertex),
+            ));
             Ok::<Built, fault::Fault>(built)
         };
         self.built.get_or_init(|| self.build.cancel.run(solve)).await.clone()

@@ -28,7 +28,17 @@ impl Builder {
     pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: Option<Platform>, constraints: Vec<String>, metadata: Metadata) -> Edge {
         let encoded = encode::op(&op, &inputs, platform.as_ref(), &constraints);
         let digest = Digest::of(&encoded);
-        self.insert(Vertex { digest: digest.clone(), encoded, op, inputs, platform, constraints, metadata, name: String::new() });
+        self.insert(Vertex {
+            digest: digest.clone(),
+            encoded,
+            op,
+            inputs,
+            platform,
+            constraints,
+            metadata,
+            name: String::new(),
+            proxied: false,
+        });
         Edge { vertex: digest, output: 0 }
     }
 

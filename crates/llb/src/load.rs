@@ -197,5 +197,6 @@ fn vertex<'a>(
         metadata,
         name,
         digest,
+        proxied: false,
     })
 }

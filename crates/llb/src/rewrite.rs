@@ -44,8 +44,8 @@ impl Rewrite {
             message.op = Some(encode::op_message(&changed.op));
         }
         changed.encoded = encode::marshal(&message);
-        changed.digest =
-            if self.marks(&vertex.op) { Digest::of([&changed.encoded, PROXY_MARK].concat()) } else { Digest::of(&changed.encoded) };
+        changed.proxied = self.marks(&vertex.op);
+        changed.digest = if changed.proxied { Digest::of([&changed.encoded, PROXY_MARK].concat()) } else { Digest::of(&changed.encoded) };
         Some(changed)
     }
 }

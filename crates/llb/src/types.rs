@@ -50,6 +50,8 @@ pub struct Vertex {
     pub metadata: Metadata,
     /// What progress shows.
     pub name: String,
+    /// An exec that reaches the network through the daemon's proxy only; see [`Rewrite`](crate::Rewrite).
+    pub proxied: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]

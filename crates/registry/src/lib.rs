@@ -31,4 +31,5 @@ pub use fetch::BlobStream;
 pub use payload::{Payload, Progress};
 pub use push::{Pushed, SOURCE_ANNOTATION, mount_candidate};
 pub use resolve::MAX_MANIFEST;
+pub use tls::system_roots;
 pub use web::{Web, WebAnswer};

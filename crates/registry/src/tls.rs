@@ -22,7 +22,7 @@ const BUNDLES: [&str; 6] = [
 ];
 
 /// The machine's roots; the compiled-in ones where it has none.
-pub(crate) fn system_roots(bundle: Option<&Path>) -> RootCertStore {
+pub fn system_roots(bundle: Option<&Path>) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     let candidates = bundle.into_iter().map(Path::to_owned).chain(BUNDLES.iter().map(PathBuf::from));
     for path in candidates {

@@ -1,11 +1,13 @@
 //! What to run: plain data, the same for every runtime.
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use snapshot::MountSpec;
 
 use crate::Emulator;
+use crate::network::Enclosure;
 
 /// The hostname of a step that asks for none.
 pub const DEFAULT_HOSTNAME: &str = "buildkitsandbox";
@@ -83,7 +85,7 @@ pub enum MountSource {
     Socket { path: PathBuf, uid: u32, gid: u32, mode: u32 },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub enum Network {
     /// What the worker is set up for. Where that is the host's network, still with a resolv.conf that does not rely on it.
     #[default]
@@ -92,6 +94,8 @@ pub enum Network {
     Host,
     /// A loopback interface and nothing else.
     None,
+    /// A way to one listener and nowhere else.
+    Enclosed(Arc<Enclosure>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

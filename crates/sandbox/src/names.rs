@@ -73,8 +73,8 @@ impl Names {
         Ok(file)
     }
 
-    pub fn resolv(&self, network: Network) -> Result<PathBuf, SandboxError> {
-        let host = network == Network::Host;
+    pub fn resolv(&self, network: &Network) -> Result<PathBuf, SandboxError> {
+        let host = matches!(network, Network::Host);
         let name = if host { "resolv-host.conf" } else { "resolv.conf" };
         let source = if host { PathBuf::from(HOST_FILE) } else { source() };
         let time = fs::metadata(&source).and_then(|meta| meta.modified()).ok();

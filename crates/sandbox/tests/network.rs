@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use sandbox::network::{Bridge, Cni, Mode, Networks, Setup};
+use sandbox::network::{Bridge, Cni, Enclosure, Mode, Networks, Setup};
 use sandbox::{Builtin, Container, Network, OciRuntime, Process, Runtime, SandboxError, Security, Settings};
 use world::{World, shell};
 
@@ -88,6 +88,7 @@ with_each_runtime! {
     a_bridge_leads_outside_and_not_in
     names_hold_in_each_network
     plugins_connect_a_container
+    an_enclosure_leads_to_its_listener_only
 }
 
 /// The world outside: a namespace with a network of its own, which knows no way to the bridge.
@@ -209,7 +210,7 @@ async fn names_hold_in_each_network(make: Make) {
             let container = Container {
                 hostname: "builder7".into(),
                 hosts: vec![("db.test".into(), "10.1.2.3".parse().unwrap())],
-                network,
+                network: network.clone(),
                 ..world.container()
             };
             let process = Process { env: vec!["HTTPS_PROXY=http://p:1".into()], ..shell("") };
@@ -223,7 +224,7 @@ async fn names_hold_in_each_network(make: Make) {
             assert_eq!(lines[4], "http://p:1");
             assert!(outcome.stderr.contains("ead-only"), "{mode:?} {network:?} {outcome:?}");
             let links: Vec<&str> = lines[5].split_whitespace().collect();
-            let expected: &[&str] = match (network, &mode) {
+            let expected: &[&str] = match (&network, &mode) {
                 (Network::Default, Mode::Bridge(_)) => &["eth0", "lo"],
                 (Network::Host, Mode::Bridge(_)) => {
                     assert!(links.contains(&"kilntest0"), "{links:?}");
@@ -236,6 +237,35 @@ async fn names_hold_in_each_network(make: Make) {
         drop(world);
         networks.close().await;
     }
+}
+
+async fn an_enclosure_leads_to_its_listener_only(make: Make) {
+    let (world, networks) = world(make, bridged());
+    let (enclosure, listener) = Enclosure::make().await.unwrap();
+    let place = listener.local_addr().unwrap();
+    let elsewhere = TcpListener::bind("0.0.0.0:7001").unwrap();
+    let greeted = greet(listener);
+    let container = Container { network: Network::Enclosed(std::sync::Arc::new(enclosure)), ..world.container() };
+    let script = format!(
+        "nc -w 5 {} {} < /dev/null; nc -w 1 {} 7001 < /dev/null || nc -w 1 10.77.0.1 7001 < /dev/null || echo nowhere; ip route",
+        place.ip(),
+        place.port(),
+        place.ip()
+    );
+    let outcome = world.run(container, shell(&script)).await;
+    assert!(outcome.stdout.starts_with("hello\nnowhere\n") && !outcome.stdout.contains("default"), "{outcome:?}");
+    assert_eq!(greeted.join().unwrap().ip().to_string(), "10.89.0.2");
+    drop(elsewhere);
+    // The daemon's own way out is a container's.
+    let outside = Outside::new();
+    let greeted = greet(outside.within(|| TcpListener::bind((FAR, 7002)).unwrap()));
+    let way = networks.way_out(&Network::Default).await.unwrap();
+    way.connect(&FAR.to_string(), 7002).await.unwrap();
+    assert_eq!(greeted.join().unwrap().ip(), IpAddr::V4(NEAR));
+    let own = TcpListener::bind("127.0.0.1:7003").unwrap();
+    assert!(way.connect("127.0.0.1", 7003).await.is_err());
+    assert!(networks.way_out(&Network::Host).await.unwrap().connect("127.0.0.1", 7003).await.is_ok());
+    drop(own);
 }
 
 /// A chain of Debian's plugins. Where they keep addresses is below `dir`.
@@ -373,7 +403,7 @@ fn the_price_of_a_network() {
             let (world, networks) = world(builtin, setup);
             let mut each = Vec::new();
             for _ in 0..100 {
-                let container = Container { network, ..world.container() };
+                let container = Container { network: network.clone(), ..world.container() };
                 let begun = std::time::Instant::now();
                 assert_eq!(world.run(container, Process::new(["/bin/true"])).await.exit.code, 0);
                 each.push(begun.elapsed());

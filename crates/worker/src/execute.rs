@@ -7,14 +7,16 @@ use fault::{Fault, Kind, Result};
 use layers::{Draft, Layer, LayerId, Layers, Properties, Room};
 use llb::{Op, Vertex, cache_key};
 use oci::{Digest, Platform};
-use ops::exec::{Exec, Failure, Request};
+use ops::exec::{Exec, Failure, Proxied, Request};
 use ops::{build, checksum, file};
+use proxy::Captured;
 use snapshot::{Editor, View};
 use sources::Sources;
 
 use crate::devices::Devices;
-use crate::pins::Pins;
+use crate::notes::Notes;
 use crate::platforms::Platforms;
+use crate::proxied::Builders;
 use crate::remains::Remains;
 
 /// What steps run with.
@@ -23,7 +25,8 @@ pub struct Steps {
     pub sources: Sources,
     pub exec: Arc<Exec>,
     pub host: Platform,
-    pub pins: Pins,
+    pub pins: Notes<String>,
+    pub captures: Notes<Arc<Captured>>,
     pub platforms: Arc<Platforms>,
     pub devices: Devices,
 }
@@ -91,7 +94,9 @@ impl Steps {
     async fn key(&self, vertex: &Arc<Vertex>, index: usize, context: &Context) -> Result<CacheMap> {
         if let Op::Source(op) = &vertex.op {
             let key = self.sources.cache_key(vertex, op, index, &source_context(context)).await?;
-            self.pins.put(&vertex.digest, key.pin);
+            if !key.pin.is_empty() {
+                self.pins.put(&vertex.digest, key.pin);
+            }
             return Ok(CacheMap { digest: key.digest, inputs: Vec::new(), more: key.more });
         }
         let key = cache_key::of(vertex, &self.platform(vertex)).map_err(|e| Fault::of(Kind::Invalid, e))?;
@@ -133,7 +138,10 @@ impl Steps {
                 };
                 let Context { cancel, reporter, sessions, .. } = context;
                 let extras = self.devices.extras(&op.cdi_devices)?;
-                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel, emulator, extras };
+                let captured = |captured| self.captures.put(&vertex.digest, Arc::new(captured));
+                let judge = || Arc::new(Builders(context.builders.clone()));
+                let proxied = vertex.proxied.then(|| Proxied { judge: judge(), captured: &captured });
+                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel, emulator, extras, proxied };
                 self.exec.run(request).await.map_err(|failure| {
                     let fault = failure.fault;
                     let fault = match hint {

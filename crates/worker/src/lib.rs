@@ -7,12 +7,14 @@
 mod background;
 mod devices;
 mod execute;
+mod notes;
 mod open;
-mod pins;
 mod platforms;
+mod proxied;
 mod remains;
 mod resolve;
 
+pub use ::proxy::Captured;
 pub use devices::{Device, Devices};
 pub use open::{Facts, Runtime, Settings, Worker};
 pub use remains::Remains;

@@ -12,6 +12,7 @@ use fault::{Context as _, Fault, Kind};
 use layers::{Layers, Rule};
 use oci::Platform;
 use ops::exec::{Exec, LogLimits};
+use proxy::{Captured, Proxy};
 use sandbox::network::Networks;
 use snapshot::Backend;
 use sources::{GitSettings, Sources};
@@ -19,7 +20,7 @@ use sources::{GitSettings, Sources};
 use crate::background::Background;
 use crate::devices::{Device, Devices};
 use crate::execute::Steps;
-use crate::pins::Pins;
+use crate::notes::Notes;
 use crate::platforms::Platforms;
 
 /// What runs the processes of steps.
@@ -91,7 +92,8 @@ pub struct Worker {
     engine: Engine,
     index: Index,
     gc_rules: Vec<Rule>,
-    pins: Pins,
+    pins: Notes<String>,
+    captures: Notes<Arc<Captured>>,
     db: kv::Db,
     _background: Background,
 }
@@ -124,15 +126,24 @@ impl Worker {
         let runs = Arc::new(Platforms::new(settings.emulators, settings.runtime == Runtime::Builtin));
         runs.verify_in_background(root.join("sandbox"));
         let found = if settings.platforms.is_empty() { runs.detect() } else { settings.platforms };
-        let exec = Exec { layers: layers.clone(), runtime, log_limits: settings.log_limits, sockets: root.join("sockets") };
+        let proxy = Arc::new(Proxy::new(registry::system_roots(None))?);
+        let exec = Exec {
+            layers: layers.clone(),
+            runtime,
+            networks: networks.clone(),
+            proxy,
+            log_limits: settings.log_limits,
+            sockets: root.join("sockets"),
+        };
         let exec = Arc::new(exec);
-        let pins = Pins::default();
+        let (pins, captures) = (Notes::default(), Notes::default());
         let steps = Steps {
             layers: layers.clone(),
             sources: sources.clone(),
             exec: exec.clone(),
             host: Platform::host(),
             pins: pins.clone(),
+            captures: captures.clone(),
             platforms: runs.clone(),
             devices: settings.devices.clone(),
         };
@@ -158,6 +169,7 @@ impl Worker {
             engine,
             index,
             pins,
+            captures,
             db,
         })
     }
@@ -208,6 +220,11 @@ impl Worker {
     /// What the source vertex was last pinned to: a manifest's digest, a commit, a checksum. `None` if it was not used, or has no pin.
     pub fn pin(&self, vertex: &oci::Digest) -> Option<String> {
         self.pins.get(vertex)
+    }
+
+    /// What an exec vertex fetched through the proxy when it last ran; `None` if it did not run behind it.
+    pub fn captured(&self, vertex: &oci::Digest) -> Option<Arc<Captured>> {
+        self.captures.get(vertex)
     }
 
     /// Takes away what is kept ready for steps. The last call.

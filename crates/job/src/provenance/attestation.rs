@@ -160,7 +160,15 @@ fn incomplete(capture: &Capture) -> Fault {
         let name = if local.name.is_empty() { "<unnamed>" } else { &local.name };
         text.push_str(&format!("\n  - {name}\n    reason: local_source"));
     }
-    let names: Vec<_> = capture.sources.local.iter().map(|l| serde_json::json!({"name": l.name, "reason": "local_source"})).collect();
+    let mut names: Vec<_> = capture.sources.local.iter().map(|l| serde_json::json!({"name": l.name, "reason": "local_source"})).collect();
+    if !capture.uncaptured.is_empty() {
+        text.push_str("\n\nUncaptured requests:");
+    }
+    for request in &capture.uncaptured {
+        let name = if request.name.is_empty() { &request.op } else { &request.name };
+        text.push_str(&format!("\n  - {name}\n    method: {}\n    url: {}\n    reason: {}", request.method, request.uri, request.reason));
+        names.push(serde_json::json!(request));
+    }
     Fault::new(Kind::Unknown, text).with_detail(Detail::Other {
         type_url: "github.com/moby/buildkit/errdefs.ProvenanceMaterialsIncomplete+json".into(),
         value: serde_json::json!({"incomplete": names}).to_string().into_bytes(),

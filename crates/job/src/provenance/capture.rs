@@ -1,6 +1,9 @@
 //! What is known of how one result came about.
+use std::sync::Arc;
+
 use llb::{Graph, MountKind, NetMode, Op, SourceOp, Vertex};
 use oci::Digest;
+use serde::Serialize;
 
 use crate::provenance::request::{Grant, Parameters};
 use crate::provenance::sources::{BlobSource, GitSource, HttpSource, ImageSource, Sources};
@@ -13,11 +16,27 @@ pub struct Capture {
     pub network_access: bool,
     /// Something went in that `sources` does not tell of.
     pub incomplete: bool,
+    /// Some step was behind the proxy.
+    pub proxy: bool,
+    /// Requests of which it is not known what came.
+    pub uncaptured: Vec<Uncaptured>,
+}
+
+/// A request through the proxy that is no material, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Uncaptured {
+    /// The step's digest.
+    pub op: String,
+    pub name: String,
+    pub method: String,
+    pub uri: String,
+    pub reason: String,
 }
 
 impl Capture {
     /// What the graph of an evaluated result tells. `pin` says what a source vertex was pinned to.
-    pub fn of(graph: &Graph, pin: impl Fn(&Digest) -> Option<String>) -> Self {
+    /// `captured` says what went through the proxy while an exec vertex ran.
+    pub fn of(graph: &Graph, pin: impl Fn(&Digest) -> Option<String>, captured: impl Fn(&Digest) -> Option<Arc<worker::Captured>>) -> Self {
         let mut capture = Self::default();
         let index = graph.index();
         let mut seen = vec![false; graph.vertices.len()];
@@ -28,6 +47,9 @@ impl Capture {
             }
             let vertex = &graph.vertices[at];
             capture.add(vertex, &pin);
+            if let (true, Op::Exec(op)) = (vertex.proxied, &vertex.op) {
+                capture.proxied(vertex, &op.meta.args.join(" "), captured(&vertex.digest));
+            }
             pending.extend(vertex.inputs.iter().rev().filter_map(|edge| index.get(&edge.vertex).copied()));
         }
         capture
@@ -53,6 +75,23 @@ impl Capture {
             Op::Build(_) => self.incomplete = true,
             _ => {}
         }
+    }
+
+    fn proxied(&mut self, vertex: &Vertex, name: &str, captured: Option<Arc<worker::Captured>>) {
+        self.proxy = true;
+        // Nothing is known of a step that was found in the cache.
+        let Some(captured) = captured else { return };
+        for material in &captured.materials {
+            self.sources.add_http(HttpSource { url: material.url.clone(), digest: Some(material.digest.clone()) });
+        }
+        self.incomplete |= !captured.incomplete.is_empty();
+        self.uncaptured.extend(captured.incomplete.iter().map(|request| Uncaptured {
+            op: vertex.digest.to_string(),
+            name: name.to_owned(),
+            method: request.method.clone(),
+            uri: request.url.clone(),
+            reason: request.reason.to_owned(),
+        }));
     }
 
     fn source(&mut self, op: &SourceOp, vertex: &Vertex, pin: Option<String>) {
@@ -110,12 +149,19 @@ impl Capture {
         }
         self.network_access |= other.network_access;
         self.incomplete |= other.incomplete;
+        self.proxy |= other.proxy;
+        for request in &other.uncaptured {
+            if !self.uncaptured.contains(request) {
+                self.uncaptured.push(request.clone());
+            }
+        }
     }
 
     pub fn sort(&mut self) {
         self.sources.sort();
         self.request.secrets.sort();
         self.request.ssh.sort();
+        self.uncaptured.sort();
     }
 
     /// Whether `sources` is all that went in, bit for bit.
@@ -180,7 +226,8 @@ mod tests {
         let run = builder.add(Op::Exec(Box::new(exec)), vec![image, git.clone()], None, Vec::new(), Metadata::default());
         let graph = builder.finish(Some(run));
         let digest = Digest::of("pin");
-        let capture = Capture::of(&graph, |vertex| Some(if *vertex == git.vertex { "ab".repeat(20) } else { digest.to_string() }));
+        let capture =
+            Capture::of(&graph, |vertex| Some(if *vertex == git.vertex { "ab".repeat(20) } else { digest.to_string() }), |_| None);
         assert_eq!(capture.sources.images[0].digest, Some(digest));
         assert_eq!(capture.sources.git, [GitSource { url: "https://h/x.git#v1".into(), commit: "ab".repeat(20), bundle: None }]);
         assert!(capture.sources.local.is_empty(), "{unused:?} is not part of the result");
@@ -189,7 +236,7 @@ mod tests {
         assert_eq!(capture.request.ssh, [grant("default", false)]);
         assert!(!capture.network_access && capture.has_all_materials());
         let local = builder_with_local();
-        assert!(!Capture::of(&local, |_| None).has_all_materials());
+        assert!(!Capture::of(&local, |_| None, |_| None).has_all_materials());
     }
 
     fn builder_with_local() -> Graph {

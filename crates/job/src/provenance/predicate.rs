@@ -6,7 +6,7 @@ use oci::{Descriptor, Platform, Timestamp, gojson};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::provenance::capture::Capture;
+use crate::provenance::capture::{Capture, Uncaptured};
 use crate::provenance::machine::Sample;
 use crate::provenance::request::{Asked, ConfigSource, Parameters, redacted};
 use crate::provenance::sources::{DigestSet, Material};
@@ -65,6 +65,28 @@ pub struct BuildkitMetadata {
     /// Of the machine, while the build ran.
     #[serde(rename = "sysUsage", skip_serializing_if = "Vec::is_empty")]
     pub usage: Vec<Sample>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMetadata>,
+}
+
+/// How steps reached the network, where that was through the proxy.
+#[derive(Debug, Clone, Serialize)]
+pub struct NetworkMetadata {
+    mode: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proxy: Option<ProxyMetadata>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct ProxyMetadata {
+    incomplete: Vec<Uncaptured>,
+}
+
+impl NetworkMetadata {
+    fn of(capture: &Capture) -> Option<Self> {
+        let proxy = (!capture.uncaptured.is_empty()).then(|| ProxyMetadata { incomplete: capture.uncaptured.clone() });
+        capture.proxy.then_some(Self { mode: "proxy", proxy })
+    }
 }
 
 impl Predicate {
@@ -95,7 +117,7 @@ impl Predicate {
             invocation: String::new(),
             started: None,
             finished: None,
-            metadata: BuildkitMetadata { vcs, ..BuildkitMetadata::default() },
+            metadata: BuildkitMetadata { vcs, network: NetworkMetadata::of(capture), ..BuildkitMetadata::default() },
             hermetic: materials_complete && !capture.network_access,
             materials_complete,
             reproducible: false,

@@ -254,7 +254,7 @@ mod tests {
         let op = SourceOp { identifier: source.into(), attrs: Default::default() };
         let edge = builder.add(Op::Source(op), Vec::new(), None, Vec::new(), Metadata::default());
         let graph = Arc::new(builder.finish(Some(edge)));
-        let capture = OnceLock::from(Capture::of(&graph, |_| Some(Digest::of(source).to_string())));
+        let capture = OnceLock::from(Capture::of(&graph, |_| Some(Digest::of(source).to_string()), |_| None));
         Arc::new(Traced { id: id.into(), graph, capture })
     }
 

@@ -40,6 +40,7 @@ fn vertex(name: &str, op: Op) -> Arc<Vertex> {
         platform: None,
         constraints: Vec::new(),
         metadata: Metadata::default(),
+        proxied: false,
         name: name.to_owned(),
     })
 }

@@ -29,6 +29,8 @@ struct File {
     #[serde(rename = "insecure-entitlements")]
     insecure_entitlements: Vec<String>,
     cdi: CdiTable,
+    #[serde(rename = "proxyNetwork")]
+    proxy_network: bool,
     log: LogTable,
     grpc: GrpcTable,
     dns: DnsTable,
@@ -249,6 +251,7 @@ pub struct Config {
     pub tls: Tls,
     pub entitlements: Vec<String>,
     pub devices: worker::Devices,
+    pub proxy_network: bool,
     pub dockerfile_enabled: bool,
     pub gateway_enabled: bool,
     pub gateway_sources: Vec<String>,
@@ -371,6 +374,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         },
         entitlements,
         devices,
+        proxy_network: flags.proxy_network.unwrap_or(file.proxy_network),
         dockerfile_enabled: file.frontend.get("dockerfile.v0").and_then(|f| f.enabled).unwrap_or(true),
         gateway_sources: file.frontend.get("gateway.v0").map(|f| f.allowed_repositories.clone()).unwrap_or_default(),
         gateway_enabled: file.frontend.get("gateway.v0").and_then(|f| f.enabled).unwrap_or(true),

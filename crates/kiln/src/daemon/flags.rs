@@ -21,6 +21,7 @@ pub struct Flags {
     pub tls_key: Option<PathBuf>,
     pub tls_ca: Option<PathBuf>,
     pub allow_insecure_entitlement: Vec<String>,
+    pub proxy_network: Option<bool>,
     pub rootless: Option<bool>,
     pub oci_worker: Option<String>,
     pub oci_labels: Vec<String>,
@@ -81,8 +82,8 @@ const WITHOUT_EFFECT: [&str; 26] = [
 ];
 
 /// Switches of that kind.
-const SWITCHES_WITHOUT_EFFECT: [&str; 6] =
-    ["proxy-network", "save-cache-debug", "oci-worker-selinux", "oci-worker-rootless", "containerd-worker-gc", "containerd-worker-selinux"];
+const SWITCHES_WITHOUT_EFFECT: [&str; 5] =
+    ["save-cache-debug", "oci-worker-selinux", "oci-worker-rootless", "containerd-worker-gc", "containerd-worker-selinux"];
 
 impl Flags {
     pub fn parse(args: Vec<OsString>) -> Result<Parsed, String> {
@@ -123,6 +124,7 @@ impl Flags {
         match name {
             "debug" => self.debug = on,
             "trace" => self.trace = on,
+            "proxy-network" => self.proxy_network = Some(on),
             "rootless" => self.rootless = Some(on),
             "oci-worker-gc" => self.oci_gc = Some(on),
             "oci-worker-no-process-sandbox" => self.oci_no_process_sandbox = on,
@@ -190,6 +192,7 @@ pub fn usage(program: &str) -> String {
   --log-format text|json     --log-level trace|debug|info|warn|error
   --allow-insecure-entitlement network.host|security.insecure
   --oci-worker-binary FILE   runc, crun or another OCI runtime in the place of the built-in sandbox
+  --proxy-network            steps reach the network through the daemon's proxy only
   --oci-worker-net auto|host|bridge|cni|none
                              network of steps; bridge is built in
   --oci-worker-bridge-name NAME, --oci-worker-bridge-subnet NETWORK

@@ -107,6 +107,7 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
     let settings = job::Settings {
         version,
         entitlements: config.entitlements,
+        proxy_network: config.proxy_network,
         dockerfile_enabled: config.dockerfile_enabled,
         gateway_enabled: config.gateway_enabled,
         gateway_sources: config.gateway_sources,

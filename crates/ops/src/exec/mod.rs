@@ -6,13 +6,18 @@ mod environment;
 mod failure;
 mod log;
 mod mounts;
+mod proxied;
 mod stubs;
+mod trust;
 
 use std::sync::{Arc, Mutex};
 
 use layers::{Layer, Layers};
 use llb::{ExecOp, LinuxResources, Meta, NetMode, SecurityMode, Vertex};
 use progress::Reporter;
+use proxied::Behind;
+use proxy::Proxy;
+use sandbox::network::Networks;
 use sandbox::{Container, Exit, Input, Io, Network, Output, Process, Resources, Rlimit, Runtime, Security};
 use session::Group;
 use task::Cancel;
@@ -21,11 +26,15 @@ pub use environment::{UNIX_PATH, WINDOWS_PATH, hosts, variables};
 pub use failure::{ExitError, Failure, Leftovers};
 pub use log::{LogLimits, StepLog};
 pub use mounts::{Prepared, Wanted};
+pub use proxied::Proxied;
 
 /// What all exec ops of a worker share.
 pub struct Exec {
     pub layers: Layers,
     pub runtime: Arc<dyn Runtime>,
+    /// Those that `runtime` puts containers in.
+    pub networks: Networks,
+    pub proxy: Arc<Proxy>,
     pub log_limits: LogLimits,
     /// Where forwarded sockets live.
     pub sockets: std::path::PathBuf,
@@ -42,6 +51,8 @@ pub struct Request<'a> {
     /// For programs that the kernel alone cannot run.
     pub emulator: Option<sandbox::Emulator>,
     pub extras: Extras,
+    /// For steps that reach the network through the proxy only.
+    pub proxied: Option<Proxied<'a>>,
 }
 
 /// What a step gets with the devices that it asks for.
@@ -95,6 +106,16 @@ impl Exec {
 
     async fn execute(&self, request: &Request<'_>, prepared: &mut Prepared) -> fault::Result<Exit> {
         let Request { vertex, op, sessions, reporter, cancel, extras, .. } = request;
+        let behind = match &request.proxied {
+            Some(proxied) => Some(Behind::open(self, proxied.judge.clone(), &network(op.network)).await?),
+            None => None,
+        };
+        let mut env = variables(&op.meta, &op.secret_env, &[UNIX_PATH], sessions).await?;
+        if let Some(behind) = &behind {
+            behind.set_variables(&mut env);
+        }
+        let hosts = hosts(&op.meta.extra_hosts)?;
+        let trusted = behind.as_ref().map(|_| prepared.trust(self.proxy.certificate())).transpose()?.flatten();
         let mut mounts = prepared.take_mounts();
         mounts.extend(extras.mounts.iter().cloned());
         let container = Container {
@@ -102,8 +123,8 @@ impl Exec {
             mounts,
             devices: extras.devices.clone(),
             hostname: op.meta.hostname.clone(),
-            hosts: hosts(&op.meta.extra_hosts)?,
-            network: network(op.network),
+            hosts,
+            network: behind.as_ref().map_or_else(|| network(op.network), Behind::network),
             resources: resources(vertex.metadata.linux_resources.as_ref()),
             cgroup_parent: op.meta.cgroup_parent.clone(),
             security: security(op.security),
@@ -111,18 +132,29 @@ impl Exec {
             emulator: request.emulator.clone(),
             ..Container::new(container_id(&vertex.digest.hex()[..16]), prepared.root())
         };
-        let mut process = process(&op.meta, variables(&op.meta, &op.secret_env, &[UNIX_PATH], sessions).await?, false);
+        let mut process = process(&op.meta, env, false);
         for entry in &extras.env {
             let name = entry.split('=').next().unwrap_or_default();
             process.env.retain(|own| own.split('=').next() != Some(name));
             process.env.push(entry.clone());
         }
         process.groups = extras.groups.clone();
-        self.supervise(container, process, reporter, cancel).await
+        let outcome = self.supervise(container, process, reporter, cancel, request.proxied.as_ref().zip(behind)).await;
+        if let Some(trusted) = trusted {
+            prepared.distrust(trusted)?;
+        }
+        outcome
     }
 
     /// Runs the process with its output going to the step's log.
-    async fn supervise(&self, container: Container, process: Process, reporter: &Reporter, cancel: &Cancel) -> fault::Result<Exit> {
+    async fn supervise(
+        &self,
+        container: Container,
+        process: Process,
+        reporter: &Reporter,
+        cancel: &Cancel,
+        behind: Option<(&Proxied<'_>, Behind)>,
+    ) -> fault::Result<Exit> {
         let logs = [1, 2].map(|stream| Arc::new(Mutex::new(Some(StepLog::new(reporter.clone(), stream, self.log_limits)))));
         let [stdout, stderr] = [&logs[0], &logs[1]].map(|log| {
             let log = log.clone();
@@ -134,6 +166,13 @@ impl Exec {
         });
         let outcome = self.runtime.run(container, process, Io { stdin: Input::Empty, stdout, stderr }, cancel).await;
         let failed = !matches!(&outcome, Ok(exit) if exit.code == 0);
+        if let Some((proxied, behind)) = behind {
+            let captured = behind.finish().await;
+            if let Some(log) = logs[1].lock().expect("no holder of this lock panics").as_mut() {
+                log.write(captured.summary().into());
+            }
+            (proxied.captured)(captured);
+        }
         for log in logs {
             if let Some(log) = log.lock().expect("no holder of this lock panics").take() {
                 log.finish(failed);

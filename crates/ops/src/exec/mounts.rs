@@ -11,6 +11,7 @@ use snapshot::{MountSpec, View};
 use task::Cancel;
 
 use super::environment::{find_secret, missing_secret};
+use super::trust::Trusted;
 use super::{Exec, stubs};
 
 /// The mounts to prepare, and for whom.
@@ -195,6 +196,25 @@ impl Prepared {
             Some(Backing::Cache { cell }) => Some(cell.view()?),
             Some(Backing::Socket { .. } | Backing::Nothing) | None => None,
         })
+    }
+
+    /// Has programs in the container trust a certificate, until [`Prepared::distrust`].
+    pub(super) fn trust(&mut self, certificate: &str) -> Result<Option<Trusted>> {
+        match self.root_draft() {
+            Some(draft) => Trusted::add(draft, certificate),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn distrust(&mut self, trusted: Trusted) -> Result<()> {
+        self.root_draft().map_or(Ok(()), |draft| trusted.remove(draft))
+    }
+
+    fn root_draft(&mut self) -> Option<&mut Draft> {
+        match self.backings.get_mut(self.root_index?) {
+            Some(Backing::Draft { draft, .. }) => Some(draft),
+            _ => None,
+        }
     }
 
     /// Makes layers of what is kept. `stubs` are mount points that were made in the root for other mounts; they are no part of the result.

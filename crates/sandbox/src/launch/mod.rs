@@ -13,7 +13,7 @@ pub(crate) use process::{Connection, Kept};
 
 use crate::link::{self, Request, SpecNetwork};
 use crate::names::{Dns, Names};
-use crate::network::{Networks, Place};
+use crate::network::{Held, Networks, Place};
 use crate::{Container, Io, Process, Running, SandboxError, Security, helper};
 
 /// What a runtime needs to know of the daemon.
@@ -113,11 +113,12 @@ impl Launcher {
                 if container.security == Security::Insecure {
                     lease.spoil();
                 }
-                (SpecNetwork::Given, Some(*lease))
+                (SpecNetwork::Given, Some(Held::Lease(*lease)))
             }
+            Place::Enclosed(enclosure) => (SpecNetwork::Given, Some(Held::Enclosure(enclosure))),
         };
         let hosts = self.names.hosts(&container)?;
-        let resolv = self.names.resolv(container.network)?;
+        let resolv = self.names.resolv(&container.network)?;
         let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, network, oci);
         let memory = link::write_memory(&spec, secrets.iter().map(|data| &data[..])).map_err(SandboxError::io("describe the container"))?;
         let cgroup = spec.cgroup.clone();

@@ -19,7 +19,7 @@ use super::spec::process_spec;
 use crate::io::{self as streams, End, Input, Output};
 use crate::link::{self, Failure, Report, Request};
 use crate::names::HostsFile;
-use crate::network::Lease;
+use crate::network::Held;
 use crate::{Exit, Io, Process, Running, SandboxError, Started};
 
 /// The socket to one container's monitor, shared by the handles of its processes.
@@ -57,16 +57,16 @@ impl Slot {
 /// What a container has as long as it lives.
 pub(crate) struct Kept {
     _hosts: HostsFile,
-    network: Option<Lease>,
+    network: Option<Held>,
 }
 
 impl Kept {
-    pub fn new(hosts: HostsFile, network: Option<Lease>) -> Self {
+    pub fn new(hosts: HostsFile, network: Option<Held>) -> Self {
         Self { _hosts: hosts, network }
     }
 
     fn network(&self) -> Option<BorrowedFd<'_>> {
-        self.network.as_ref().map(Lease::fd)
+        self.network.as_ref().map(Held::fd)
     }
 }
 

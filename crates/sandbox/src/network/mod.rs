@@ -4,6 +4,7 @@
 //! A namespace lives by a descriptor and not by a mount, so that the kernel takes it away, with its end of every link, when the daemon ends.
 mod bridge;
 mod cni;
+mod enclosure;
 mod links;
 mod netlink;
 mod nft;
@@ -19,6 +20,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 pub use bridge::{Bridge, Subnet};
 pub use cni::Cni;
+pub use enclosure::{Enclosure, WayOut};
 pub use pool::Lease;
 
 use crate::{Network, SandboxError};
@@ -67,6 +69,22 @@ pub(crate) enum Place {
     /// A new namespace with a loopback interface.
     Alone,
     Leased(Box<Lease>),
+    Enclosed(Arc<Enclosure>),
+}
+
+/// What keeps a namespace for a container.
+pub(crate) enum Held {
+    Lease(Lease),
+    Enclosure(Arc<Enclosure>),
+}
+
+impl Held {
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Lease(lease) => lease.fd(),
+            Self::Enclosure(enclosure) => enclosure.fd(),
+        }
+    }
 }
 
 impl Networks {
@@ -100,8 +118,18 @@ impl Networks {
     pub(crate) async fn place(&self, wanted: &Network, hostname: Option<&str>) -> Result<Place, SandboxError> {
         match (wanted, &*self.0) {
             (Network::Host, _) | (Network::Default, Kind::Host) => Ok(Place::Host),
+            (Network::Enclosed(enclosure), _) => Ok(Place::Enclosed(enclosure.clone())),
             (Network::None, _) | (Network::Default, Kind::None) => Ok(Place::Alone),
             (Network::Default, Kind::Pooled(pool)) => Ok(Place::Leased(Box::new(pool.get(hostname).await?))),
+        }
+    }
+
+    /// A way for the daemon itself to where a container would get.
+    pub async fn way_out(&self, network: &Network) -> Result<WayOut, SandboxError> {
+        match self.place(network, None).await? {
+            Place::Host => Ok(WayOut::new(None)),
+            Place::Leased(lease) => Ok(WayOut::new(Some(*lease))),
+            Place::Alone | Place::Enclosed(_) => Err(SandboxError::Invalid("there is no way out of this network".to_owned())),
         }
     }
 

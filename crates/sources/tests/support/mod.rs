@@ -86,6 +86,7 @@ pub fn vertex(identifier: &str, attrs: &[(&str, &str)]) -> Vertex {
         constraints: Vec::new(),
         metadata: llb::Metadata::default(),
         name: identifier.into(),
+        proxied: false,
     }
 }
 
