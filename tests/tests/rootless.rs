@@ -125,6 +125,43 @@ fn other_runtimes_are_rootless_too() {
     }
 }
 
+/// As systemd's user services with `Delegate=yes`: a cgroup of version 2 that is the user's.
+#[test]
+fn steps_have_cgroups_where_one_is_delegated() {
+    let home = Home::new(&format!("{IDENTITIES}RUN cat /proc/self/cgroup; ls -d /sys/fs/cgroup/cgroup.procs\n"));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let unified =
+        mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("cgroup2 is mounted").split(' ').nth(4).unwrap().to_owned();
+    let name = format!("kiln-test-delegated-{}", std::process::id());
+    let own = Path::new(&unified).join(&name);
+    fs::create_dir(&own).unwrap();
+    for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+        home.user.own(&own.join(file));
+    }
+    let script = format!(
+        "./kiln daemon --root {root} --addr unix://{root}.sock --idle-exit 1 2> {root}.log & \
+         until ./kiln --addr unix://{root}.sock debug workers > /dev/null 2>&1 || ! kill -0 $!; do :; done; \
+         ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin context; code=$?; kill $!; wait $!; exit $code",
+        root = home.path("root").display()
+    );
+    // The machine's cgroups as they would be without the first version.
+    let privileged =
+        format!("echo $$ > {}/cgroup.procs; umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup; exec \"$@\"", own.display());
+    let user = home.user.command(true);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &privileged, "sh"]).arg(user.get_program()).args(user.get_args());
+    command.args(["sh", "-c", &script]).current_dir(home.path("")).env("HOME", home.path("")).env("USER", "somebody");
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let log = fs::read_to_string(home.path("root.log")).unwrap_or_default();
+    assert!(output.status.success() && !log.contains("without a cgroup"), "{text}\n{log}");
+    assert!(text.contains(" 0::/\n"), "a step's own cgroup is the root that it sees: {text}");
+    // The steps' cgroups were made there, and are gone; then nothing is in the way of removing the rest.
+    for dir in [own.join("buildkit"), own.join("kiln-daemon"), own] {
+        fs::remove_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    }
+}
+
 /// As a job of a CI runner: an ordinary user, an engine's default capabilities and mounts, seccomp unconfined.
 #[test]
 fn in_a_container_of_an_engine_the_flag_that_helps_is_named() {

@@ -18,6 +18,11 @@ use crate::sys;
 /// The v1 devices cgroup that all sandboxed containers share: it holds rules and no account of anybody.
 const SHARED_DEVICES: &str = "buildkit/kiln-sandbox";
 
+/// In a cgroup that was delegated: where its processes go, since one with children that have limits has no processes.
+const OWN: &str = "kiln-daemon";
+const NOT_DELEGATED: &str =
+    "; limits on steps need cgroup v2 and a cgroup of the user's, as from: systemd-run --user --scope -p Delegate=yes kiln daemon";
+
 /// What the machine has.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
@@ -47,7 +52,8 @@ impl<'a> Openness<'a> {
 enum Layout {
     V1,
     V2 {
-        mount: PathBuf,
+        /// What we may make cgroups in: all of it, or the one that was delegated to the daemon's user.
+        top: PathBuf,
     },
     #[default]
     None,
@@ -84,7 +90,7 @@ impl Cgroups {
         let hierarchies = hierarchies(&mounts, &own);
         let v2 = hierarchies.iter().find(|h| h.controllers.is_empty() && h.mount == Path::new("/sys/fs/cgroup"));
         let layout = match v2 {
-            Some(h) => Layout::V2 { mount: h.mount.clone() },
+            Some(h) => Layout::V2 { top: delegated(h).unwrap_or_else(|| h.mount.clone()) },
             None if hierarchies.iter().any(|h| !h.controllers.is_empty()) => Layout::V1,
             None => Layout::None,
         };
@@ -118,12 +124,13 @@ impl Cgroups {
         let path = path.trim_start_matches('/');
         let outcome = match &self.layout {
             Layout::V1 => self.create_v1(path, resources, openness),
-            Layout::V2 { mount } => self.create_v2(mount, path, resources, openness),
+            Layout::V2 { top } => self.create_v2(top, path, resources, openness),
             Layout::None => Err(Failed::plain("no cgroup hierarchy is mounted")),
         };
         match outcome {
             Err(failed) if *resources == Resources::default() => {
-                warn(format!("steps run without a cgroup: {}", failed.into_failure().message));
+                let help = if crate::rootless::in_user_namespace() { NOT_DELEGATED } else { "" };
+                warn(format!("steps run without a cgroup: {}{help}", failed.into_failure().message));
                 Ok(Group::default())
             }
             outcome => outcome,
@@ -135,15 +142,19 @@ impl Cgroups {
         let path = path.trim_start_matches('/');
         match &self.layout {
             Layout::V1 => Some((self.with("memory")?.mount.join(path).join("memory.oom_control"), "oom_kill ")),
-            Layout::V2 { mount } => Some((mount.join(path).join("memory.events"), "oom_kill ")),
+            Layout::V2 { top } => Some((top.join(path).join("memory.events"), "oom_kill ")),
             Layout::None => None,
         }
     }
 
     /// Removes the cgroup `path` from all hierarchies.
     pub fn remove_all(&self, path: &str) {
+        let path = path.trim_start_matches('/');
+        if let Layout::V2 { top } = &self.layout {
+            remove(&top.join(path));
+        }
         for hierarchy in &self.hierarchies {
-            remove(&hierarchy.mount.join(path.trim_start_matches('/')));
+            remove(&hierarchy.mount.join(path));
         }
     }
 
@@ -218,11 +229,11 @@ impl Cgroups {
         }
     }
 
-    fn create_v2(&self, mount: &Path, path: &str, resources: &Resources, openness: Openness<'_>) -> Outcome<Group> {
-        let dir = mount.join(path);
-        let parent = dir.parent().unwrap_or(mount);
+    fn create_v2(&self, top: &Path, path: &str, resources: &Resources, openness: Openness<'_>) -> Outcome<Group> {
+        let dir = top.join(path);
+        let parent = dir.parent().unwrap_or(top);
         fs::create_dir_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
-        for level in parent.ancestors().take_while(|level| level.starts_with(mount)).collect::<Vec<_>>().into_iter().rev() {
+        for level in parent.ancestors().take_while(|level| level.starts_with(top)).collect::<Vec<_>>().into_iter().rev() {
             for controller in ["+memory", "+cpu", "+cpuset", "+pids"] {
                 let _ = fs::write(level.join("cgroup.subtree_control"), controller);
             }
@@ -295,6 +306,27 @@ fn remove(dir: &Path) {
         }
         std::thread::sleep(Duration::from_millis(1 + attempt / 10));
     }
+}
+
+/// The cgroup that we are in, if it is ours to divide while the whole is not. Who is in it moves into a child.
+fn delegated(hierarchy: &Hierarchy) -> Option<PathBuf> {
+    let writable = |dir: &Path| rustix::fs::access(dir.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok();
+    if writable(&hierarchy.mount) {
+        return None;
+    }
+    let mut place = hierarchy.own.trim_matches('/');
+    // Of a helper that was here before us.
+    place = place.strip_suffix(OWN).map_or(place, |above| above.trim_end_matches('/'));
+    let top = hierarchy.mount.join(place);
+    if place.is_empty() || !writable(&top) || rustix::fs::access(&top, rustix::fs::Access::WRITE_OK).is_err() {
+        return None;
+    }
+    let own = top.join(OWN);
+    let _ = fs::create_dir(&own);
+    for pid in fs::read_to_string(top.join("cgroup.procs")).unwrap_or_default().lines() {
+        let _ = fs::write(own.join("cgroup.procs"), pid);
+    }
+    Some(top)
 }
 
 /// Parses `/proc/self/mountinfo` and `/proc/self/cgroup`.
@@ -442,7 +474,7 @@ mod tests {
     fn in_v2_a_program_guards_devices() {
         let found = Cgroups::find();
         let mount = found.hierarchies.iter().find(|h| h.controllers.is_empty()).expect("cgroup2 is mounted").mount.clone();
-        let layout = Layout::V2 { mount: mount.clone() };
+        let layout = Layout::V2 { top: mount.clone() };
         let cgroups = Cgroups { layout, program: Some(devices::program(&[]).unwrap()), ..Cgroups::default() };
         let path = format!("/buildkit/unit-{}", std::process::id());
         let mut warnings = Vec::new();
