@@ -3,6 +3,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Where Debian has its programs.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// An ordinary user with a home and a copy of kiln in it.
 ///
 /// Needs root, to become such a user and to give it a name and subordinate ids, which it has in a mount namespace of each command only.
@@ -51,7 +54,7 @@ impl User {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", privileged, "sh"]).arg(ids);
         command.args(["setpriv", &format!("--reuid={}", Self::ID), &format!("--regid={}", Self::ID), "--clear-groups"]);
-        command.current_dir(self.home.path()).env_clear().env("PATH", std::env::var("PATH").unwrap());
+        command.current_dir(self.home.path()).env_clear().env("PATH", PATH);
         command.env("HOME", self.home.path()).env("USER", "somebody");
         command
     }
