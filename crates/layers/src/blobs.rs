@@ -207,6 +207,7 @@ async fn with_toc(layer: &Layer, compression: Compression, cancel: &Cancel, repo
     let source = fetch_own(layer, cancel, reporter).await?;
     let node = layer.0.clone();
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let _room = node.home.room(cancel).await?;
     let cancel = cancel.clone();
     task::blocking(move || {
         let (_hold, blob) = crate::stargz::store(&node.home, &source, compression.level, &cancel)?;
