@@ -1,6 +1,5 @@
 //! A client that sends what it is told to, well formed or not.
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::client::{Client, Endpoint, new_id};
@@ -34,15 +33,12 @@ pub use proto::pb as pb_of;
 /// A session whose files are what `packets` says, whoever asks for what.
 pub struct Liar {
     pub id: String,
-    /// What the daemon told us was wrong.
-    pub told: Arc<Mutex<Vec<String>>>,
 }
 
 impl Liar {
     pub async fn open(client: &Client, packets: Vec<Packet>) -> Self {
-        let told = Arc::default();
         let mut routes = RoutesBuilder::default();
-        routes.add_service(FileSyncServer::new(Files { packets, told: Arc::clone(&told) }));
+        routes.add_service(FileSyncServer::new(Files { packets }));
         let (sender, mut incoming, id) = tunnel(client).await;
         let (pipe_in, from_daemon) = mpsc::channel::<Result<Bytes, Status>>(32);
         tokio::spawn(async move {
@@ -52,7 +48,7 @@ impl Liar {
         });
         let pipe = wire::Pipe::new(ReceiverStream::new(from_daemon), sender);
         tokio::spawn(wire::serve(pipe, routes.routes().prepare()));
-        Self { id, told }
+        Self { id }
     }
 }
 
@@ -69,7 +65,6 @@ pub async fn tunnel(client: &Client) -> (mpsc::Sender<Bytes>, Streaming<pb::Byte
 
 struct Files {
     packets: Vec<Packet>,
-    told: Arc<Mutex<Vec<String>>>,
 }
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
@@ -79,14 +74,8 @@ impl FileSync for Files {
     type DiffCopyStream = Answers;
 
     async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<Answers>, Status> {
-        let (told, mut requests) = (self.told.clone(), request.into_inner());
-        tokio::spawn(async move {
-            while let Ok(Some(packet)) = requests.message().await {
-                if packet.r#type == proto::fsutil::types::packet::PacketType::PacketErr as i32 {
-                    told.lock().unwrap().push(String::from_utf8_lossy(&packet.data).into_owned());
-                }
-            }
-        });
+        let mut requests = request.into_inner();
+        tokio::spawn(async move { while let Ok(Some(_)) = requests.message().await {} });
         Ok(Response::new(Box::pin(tokio_stream::iter(self.packets.clone().into_iter().map(Ok)))))
     }
 
