@@ -45,7 +45,9 @@ fn install() -> Outcome {
     if std::fs::metadata("/proc/self")?.uid() != 0 {
         return Err(format!("these Debian packages are missing and only root can install them: {}", missing.join(" ")).into());
     }
-    debian::install(&missing)
+    debian::install(&missing)?;
+    // Part of docker.io itself before Debian 13.
+    if found("docker") { Ok(()) } else { debian::install(&["docker-cli"]) }
 }
 
 /// A plugin of Docker's client as Debian packages it: the installed one, or else one unpacked below the target directory.
