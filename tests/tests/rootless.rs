@@ -7,9 +7,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::User;
+use testkit::{User, wait_until};
 
 /// Capabilities that container engines give by default.
 const ENGINE_CAPABILITIES: [&str; 14] = [
@@ -156,9 +157,9 @@ fn steps_have_cgroups_where_one_is_delegated() {
     let log = fs::read_to_string(home.path("root.log")).unwrap_or_default();
     assert!(output.status.success() && !log.contains("without a cgroup"), "{text}\n{log}");
     assert!(text.contains(" 0::/\n"), "a step's own cgroup is the root that it sees: {text}");
-    // The steps' cgroups were made there, and are gone; then nothing is in the way of removing the rest.
+    // The steps' cgroups were made there, and are gone; then nothing is in the way of removing the rest, once the daemon's helpers have followed it.
     for dir in [own.join("buildkit"), own.join("kiln-daemon"), own] {
-        fs::remove_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        wait_until(&format!("removing {}", dir.display()), Duration::from_secs(10), || fs::remove_dir(&dir).ok());
     }
 }
 
