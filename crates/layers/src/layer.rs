@@ -4,7 +4,7 @@ use snapshot::{MountSpec, Top, TreeId};
 
 use crate::LayerId;
 use crate::error::Result;
-use crate::node::Layer;
+use crate::node::{Kind, Layer};
 use crate::record::META;
 use crate::store::meta_key;
 
@@ -44,6 +44,15 @@ impl Layer {
     /// Blobs known to hold this layer's diff; the first is the one to export.
     pub fn known_blobs(&self) -> Vec<Descriptor> {
         self.0.state().blobs.clone()
+    }
+
+    /// The blobs of the image that this layer is, lowest first, if all of it is packed by now.
+    pub fn packed(&self) -> Option<Vec<Descriptor>> {
+        // What lies on top is packed last and mostly tells at once: chains may be thousands of layers long.
+        if matches!(self.0.kind, Kind::Layer { .. }) && self.0.state().blobs.is_empty() {
+            return None;
+        }
+        self.0.chain().iter().map(|element| element.node.state().blobs.first().cloned()).collect()
     }
 
     /// Whether the files of this layer and all below it are here.

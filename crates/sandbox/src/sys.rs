@@ -1,6 +1,6 @@
 //! The only unsafe code of this room: the system calls that neither `std` nor `rustix` offers, each behind a safe signature.
 //!
-//! All of it but [`adopt`] and [`give_back_memory`] runs in the helper, which has one thread.
+//! All of it but [`adopt`], [`give_back_memory`] and [`limit_memory_pools`] runs in the helper, which has one thread.
 #![allow(unsafe_code)]
 use std::ffi::{CStr, CString};
 use std::io;
@@ -31,6 +31,18 @@ pub fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Has the C library divide memory among as many pools as there are processors, at most: it makes eight times as many, and each keeps what it once had.
+pub fn limit_memory_pools() {
+    #[cfg(target_env = "gnu")]
+    {
+        let processors = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
+        // SAFETY: it sets a number.
+        unsafe {
+            libc::mallopt(libc::M_ARENA_MAX, i32::try_from(processors).unwrap_or(i32::MAX));
+        }
     }
 }
 

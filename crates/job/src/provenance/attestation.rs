@@ -124,8 +124,7 @@ impl Provenance {
         let mut layers = BTreeMap::new();
         for (vertex, output, layer) in self.build.job.outputs().await? {
             let (Some(step), Some(layer)) = (steps.name(&vertex), layer) else { continue };
-            let blobs: Option<Vec<Descriptor>> = layer.chain().iter().map(|layer| layer.known_blobs().into_iter().next()).collect();
-            if let Some(blobs) = blobs.filter(|blobs| !blobs.is_empty()) {
+            if let Some(blobs) = layer.packed().filter(|blobs| !blobs.is_empty()) {
                 let chain = blobs.iter().map(export::without_internals).collect();
                 layers.entry(format!("{step}:{output}")).or_insert_with(Vec::new).push(chain);
             }

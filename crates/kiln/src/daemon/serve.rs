@@ -27,6 +27,7 @@ pub async fn run(config: Config) -> Result<(), String> {
         return Err("--addr cannot be empty".into());
     }
     let tls = config.tls.acceptor()?;
+    sandbox::limit_memory_pools();
     let listeners: Vec<Listener> =
         config.addresses.iter().map(|address| listen::open(address, config.socket_owner, tls.as_ref())).collect::<Result<_, _>>()?;
     let (grace, idle) = (config.grace_period, config.idle_exit);
