@@ -392,6 +392,7 @@ async fn what_needs_no_cache_goes_on_until_the_awaited_one_is_here() {
     let mut waiting = Box::pin(first.result());
     // The engine takes messages in order: once it has answered this, it has begun what it could.
     tokio::select! {
+        biased;
         _ = &mut waiting => panic!("a result without the cache that was named"),
         census = house.engine.census() => assert_eq!(census.waiting, 1),
     }
