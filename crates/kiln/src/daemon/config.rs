@@ -1,245 +1,18 @@
-//! `buildkitd.toml`, merged with flags and the environment into what the daemon runs with.
+//! The [file](super::file), merged with flags and the environment into what the daemon runs with.
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use job::history::Retention;
 use registry::{Host, Keypair, Proxy};
-use serde::Deserialize;
 
+use super::file::{self, RegistryTable};
 use super::flags::Flags;
-use super::gc::{self, Limits, PolicyTable, Space};
+use super::gc;
 use super::logging::Log;
-use super::network::{Environment, NetworkTable};
+use super::network::Environment;
 use super::provenance_env;
 use super::tls::Tls;
-
-/// The file. Keys of BuildKit that have no effect here are not listed, so that they are named in a warning.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct File {
-    debug: bool,
-    trace: bool,
-    root: Option<PathBuf>,
-    #[serde(rename = "provenanceEnvDir")]
-    provenance_env_dir: Option<PathBuf>,
-    /// kiln's own.
-    #[serde(rename = "sbomGenerator")]
-    sbom_generator: Option<String>,
-    #[serde(rename = "insecure-entitlements")]
-    insecure_entitlements: Vec<String>,
-    cdi: CdiTable,
-    #[serde(rename = "proxyNetwork")]
-    proxy_network: bool,
-    log: LogTable,
-    grpc: GrpcTable,
-    dns: DnsTable,
-    system: SystemTable,
-    frontend: BTreeMap<String, FrontendTable>,
-    registry: BTreeMap<String, RegistryTable>,
-    history: Option<HistoryTable>,
-    worker: WorkerTables,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct CdiTable {
-    disabled: bool,
-    spec_dirs: Vec<PathBuf>,
-    auto_allowed: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct LogTable {
-    format: Option<String>,
-    level: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct GrpcTable {
-    address: Vec<String>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    tls: TlsTable,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct TlsTable {
-    cert: Option<PathBuf>,
-    key: Option<PathBuf>,
-    ca: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct DnsTable {
-    nameservers: Vec<String>,
-    options: Vec<String>,
-    #[serde(rename = "searchDomains")]
-    search_domains: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct SystemTable {
-    platforms_cache_max_age: Option<Seconds>,
-    max_registry_concurrency: Option<i64>,
-}
-
-/// Where the table is there, what it does not say is 0, as in buildkitd.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct HistoryTable {
-    max_age: Option<Seconds>,
-    max_entries: i64,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct FrontendTable {
-    enabled: Option<bool>,
-    #[serde(rename = "allowedRepositories")]
-    allowed_repositories: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct RegistryTable {
-    mirrors: Vec<String>,
-    http: Option<bool>,
-    insecure: Option<bool>,
-    ca: Vec<PathBuf>,
-    tlsconfigdir: Vec<PathBuf>,
-    keypair: Vec<KeypairTable>,
-}
-
-#[derive(Debug, Deserialize)]
-struct KeypairTable {
-    key: PathBuf,
-    cert: PathBuf,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct WorkerTables {
-    oci: WorkerTable,
-    containerd: ContainerdTable,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ContainerdTable {
-    enabled: Option<bool>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct WorkerTable {
-    enabled: Option<bool>,
-    labels: BTreeMap<String, String>,
-    platforms: Vec<String>,
-    snapshotter: Option<String>,
-    binary: Option<PathBuf>,
-    #[serde(rename = "max-parallelism")]
-    max_parallelism: Option<usize>,
-    #[serde(rename = "defaultCgroupParent")]
-    default_cgroup_parent: Option<String>,
-    #[serde(rename = "networkMode")]
-    network_mode: Option<String>,
-    #[serde(rename = "cniConfigPath")]
-    cni_config_path: Option<PathBuf>,
-    #[serde(rename = "cniBinaryPath")]
-    cni_binary_path: Option<PathBuf>,
-    #[serde(rename = "cniPoolSize")]
-    cni_pool_size: Option<usize>,
-    #[serde(rename = "bridgeName")]
-    bridge_name: Option<String>,
-    #[serde(rename = "bridgeSubnet")]
-    bridge_subnet: Option<String>,
-    #[serde(rename = "noProcessSandbox")]
-    no_process_sandbox: bool,
-    gc: Option<bool>,
-    gckeepstorage: Space,
-    #[serde(rename = "reservedSpace")]
-    reserved_space: Space,
-    #[serde(rename = "maxUsedSpace")]
-    max_used_space: Space,
-    #[serde(rename = "minFreeSpace")]
-    min_free_space: Space,
-    gcpolicy: Vec<PolicyTable>,
-    /// kiln's own.
-    #[serde(rename = "spaceCeiling")]
-    space_ceiling: Space,
-}
-
-impl WorkerTable {
-    fn network(&self) -> NetworkTable {
-        NetworkTable {
-            network_mode: self.network_mode.clone(),
-            cni_config_path: self.cni_config_path.clone(),
-            cni_binary_path: self.cni_binary_path.clone(),
-            cni_pool_size: self.cni_pool_size,
-            bridge_name: self.bridge_name.clone(),
-            bridge_subnet: self.bridge_subnet.clone(),
-        }
-    }
-
-    fn gc_rules(&self, flags: &Flags, root: &Path) -> Vec<layers::Rule> {
-        if !flags.oci_gc.or(self.gc).unwrap_or(true) {
-            return Vec::new();
-        }
-        let table = Limits { reserved: self.reserved_space, free: self.min_free_space, most: self.max_used_space };
-        gc::rules(&self.gcpolicy, flags.oci_gc_limits.unwrap_or(table), self.gckeepstorage, gc::disk_size(root))
-    }
-}
-
-/// A duration: Go's notation, or a number of seconds, bare or quoted.
-#[derive(Debug, Clone, Copy)]
-pub struct Seconds(pub Duration);
-
-impl<'de> Deserialize<'de> for Seconds {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(i64),
-            Text(String),
-        }
-        let invalid = |text: String| serde::de::Error::custom(format!("invalid duration {text}"));
-        match Either::deserialize(deserializer)? {
-            Either::Number(n) => u64::try_from(n).map(|n| Self(Duration::from_secs(n))).map_err(|_| invalid(n.to_string())),
-            Either::Text(text) => parse_duration(&text).map(Self).ok_or_else(|| invalid(text)),
-        }
-    }
-}
-
-/// `1h30m`, `20s`, `500ms`, or a plain number of seconds.
-fn parse_duration(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let (mut rest, mut total) = (text, 0.0);
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
-        total += number
-            * match &rest[digits..unit_end] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                "us" | "µs" => 1e-6,
-                "ns" => 1e-9,
-                _ => return None,
-            };
-        rest = &rest[unit_end..];
-    }
-    (!text.is_empty()).then(|| Duration::from_secs_f64(total))
-}
 
 /// What the daemon runs with.
 #[derive(Debug)]
@@ -286,7 +59,7 @@ pub struct Config {
 
 pub fn load(flags: Flags) -> Result<Config, String> {
     let paths = Paths::of_environment();
-    let (file, mut warnings) = read(flags.config.as_deref(), &paths.config)?;
+    let (file, mut warnings) = file::read(flags.config.as_deref(), &paths.config)?;
     for flag in &flags.ignored {
         warnings.push(format!("flag --{flag} has no effect in this version of kiln"));
     }
@@ -420,34 +193,6 @@ pub fn load(flags: Flags) -> Result<Config, String> {
     })
 }
 
-/// The default file is parsed even where another is given, as buildkitd does; a missing one is fine.
-fn read(given: Option<&Path>, default: &Path) -> Result<(File, Vec<String>), String> {
-    let parsed = parse(default)?;
-    match given {
-        Some(path) if path != default => parse(path),
-        _ => Ok(parsed),
-    }
-}
-
-fn parse(path: &Path) -> Result<(File, Vec<String>), String> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
-        Err(e) => return Err(format!("failed to load config from {}: {e}", path.display())),
-    };
-    parse_text(&text).map_err(|e| format!("failed to parse config {}: {e}", path.display()))
-}
-
-fn parse_text(text: &str) -> Result<(File, Vec<String>), String> {
-    let mut warnings = Vec::new();
-    let deserializer = toml::Deserializer::parse(text).map_err(|e| e.to_string())?;
-    let file = serde_ignored::deserialize(deserializer, |path| {
-        warnings.push(format!("config key {path} is unknown, or has no effect in this version of kiln"));
-    })
-    .map_err(|e: toml::de::Error| e.to_string())?;
-    Ok((file, warnings))
-}
-
 fn host(table: RegistryTable) -> Host {
     Host {
         mirrors: table.mirrors,
@@ -553,31 +298,4 @@ fn group_id(name: &str) -> Result<u32, String> {
 
 fn absolute(path: PathBuf) -> Result<PathBuf, String> {
     std::path::absolute(&path).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_keys_are_named_and_wrong_values_say_their_line() {
-        let (file, warnings) = parse_text(
-            "root = '/r'\nnonsense = 1\n[worker.oci]\nbridgeNames = 'b'\n[registry.\"a.example\"]\nhttp = true\nmirrors = ['b']\n",
-        )
-        .unwrap();
-        assert_eq!(file.root.as_deref(), Some(Path::new("/r")));
-        assert_eq!(file.registry["a.example"].http, Some(true));
-        assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert!(warnings[0].contains("nonsense") && warnings[1].contains("worker.oci.bridgeNames"), "{warnings:?}");
-        let error = parse_text("root = '/r'\n\n[grpc]\nuid = 'many'\n").unwrap_err();
-        assert!(error.contains("line 4"), "{error}");
-    }
-
-    #[test]
-    fn durations_as_go_writes_them() {
-        for (text, want) in [("90", 90_000), ("1h30m", 5_400_000), ("20s", 20_000), ("1.5s", 1500), ("500ms", 500)] {
-            assert_eq!(parse_duration(text).unwrap().as_millis(), want, "{text}");
-        }
-        assert!(["", "1x", "h"].iter().all(|t| parse_duration(t).is_none()));
-    }
 }

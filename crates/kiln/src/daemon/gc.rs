@@ -4,7 +4,7 @@ use std::path::Path;
 use layers::Rule;
 use serde::Deserialize;
 
-use super::config::Seconds;
+use super::file::Seconds;
 
 /// One of `[[worker.oci.gcpolicy]]`.
 #[derive(Debug, Default, Deserialize)]

@@ -1,5 +1,6 @@
 //! The daemon: flags and config to a running server, and its orderly end.
 mod config;
+mod file;
 mod flags;
 mod gc;
 mod listen;
