@@ -1,9 +1,9 @@
 //! Builds of the past as clients see them, and why steps ran that had run before.
 #![allow(clippy::unwrap_used)]
 use std::fs;
-use std::process::{Command, Output};
 use std::time::Duration;
 
+use kiln_tests::Buildx;
 use serde_json::Value;
 use testkit::{BaseImage, Daemon, Registry, Tar, busybox_image, wait_until};
 
@@ -105,38 +105,23 @@ fn the_history_survives_a_kill_right_after_the_build() {
     assert!(records(&daemon).is_empty());
 }
 
-struct Buildx<'a>(&'a Daemon);
+/// What buildx says, on both streams.
+fn says(buildx: &Buildx, args: &[&str]) -> String {
+    let output = buildx.ok(&[args, &["--builder", "kiln"]].concat());
+    text(&output.stdout) + &text(&output.stderr)
+}
 
-impl<'a> Buildx<'a> {
-    fn new(daemon: &'a Daemon) -> Self {
-        let buildx = Self(daemon);
-        buildx.ok(&["create", "--name", "kiln", "--driver", "remote", "--use", &daemon.address()]);
-        buildx
-    }
+fn refused(buildx: &Buildx, args: &[&str]) {
+    let status = buildx.command("KILN_TEST_BUILDX").args(args).args(["--builder", "kiln"]).output().unwrap().status;
+    assert!(!status.success(), "{args:?}");
+}
 
-    fn run(&self, args: &[&str]) -> Output {
-        let program =
-            std::env::var_os("KILN_TEST_BUILDX").expect("KILN_TEST_BUILDX names Debian's docker-buildx: `cargo xtask test` sets it");
-        let home = self.0.home();
-        let mut command = Command::new(program);
-        command.args(args).env("DOCKER_CONFIG", home.join("docker")).env("BUILDX_CONFIG", home.join("buildx")).env("HOME", home);
-        command.output().unwrap()
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        let log = fs::read_to_string(self.0.log_path()).unwrap();
-        assert!(output.status.success(), "buildx {args:?}: {}\n{}\ndaemon log:\n{log}", text(&output.stdout), text(&output.stderr));
-        text(&output.stdout) + &text(&output.stderr)
-    }
-
-    /// References, the newest first. buildx puts builder and node in front.
-    fn references(&self) -> Vec<String> {
-        let listed = self.ok(&["history", "ls", "--format", "json"]);
-        let reference =
-            |line: &str| serde_json::from_str::<Value>(line).unwrap()["ref"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
-        listed.lines().map(reference).collect()
-    }
+/// References, the newest first. buildx puts builder and node in front.
+fn references_in(buildx: &Buildx) -> Vec<String> {
+    let listed = says(buildx, &["history", "ls", "--format", "json"]);
+    let reference =
+        |line: &str| serde_json::from_str::<Value>(line).unwrap()["ref"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+    listed.lines().map(reference).collect()
 }
 
 #[test]
@@ -149,38 +134,38 @@ fn docker_buildx_history() {
     let dir = context(&[("Dockerfile", &good), ("bad.Dockerfile", &good.replace("hello", "oh no && exit 7 #"))]);
     let path = dir.path().to_str().unwrap();
     let name = format!("{}/team/app:v1", registry.host());
-    buildx.ok(&["build", "--push", "-t", &name, "--build-arg", "WORD=world", path]);
-    assert!(!buildx.run(&["build", "-f", &format!("{path}/bad.Dockerfile"), path]).status.success());
-    let references = buildx.references();
+    says(&buildx, &["build", "--push", "-t", &name, "--build-arg", "WORD=world", path]);
+    refused(&buildx, &["build", "-f", &format!("{path}/bad.Dockerfile"), path]);
+    let references = references_in(&buildx);
     let [bad, good] = references.as_slice() else { panic!("{references:?}") };
 
-    let inspected = buildx.ok(&["history", "inspect", good]);
+    let inspected = says(&buildx, &["history", "inspect", good]);
     assert!(inspected.contains("WORD") && inspected.contains("world") && inspected.contains("Build Steps"), "{inspected}");
-    let json: Value = serde_json::from_str(&buildx.ok(&["history", "inspect", good, "--format", "json"])).unwrap();
+    let json: Value = serde_json::from_str(&says(&buildx, &["history", "inspect", good, "--format", "json"])).unwrap();
     assert_eq!((json["Status"].as_str(), json["Ref"].as_str()), (Some("completed"), Some(good.as_str())), "{json}");
     // Nobody asked for provenance, and the record has it: buildx reads the materials out of it.
     let base = json["Materials"].as_array().and_then(|all| all.first()).unwrap_or_else(|| panic!("no materials in {json}"));
     assert_eq!(base["Digests"][0], busybox_image().digest().to_string(), "{json}");
-    let provenance = buildx.ok(&["history", "inspect", "attachment", good, "--type", "https://slsa.dev/provenance/v1"]);
+    let provenance = says(&buildx, &["history", "inspect", "attachment", good, "--type", "https://slsa.dev/provenance/v1"]);
     let provenance: Value = serde_json::from_str(&provenance).unwrap();
     let request = &provenance["buildDefinition"]["externalParameters"]["request"];
     assert_eq!(request["args"]["build-arg:WORD"], "world", "{provenance}");
     assert_eq!(provenance["runDetails"]["metadata"]["buildkit_metadata"]["source"]["infos"][0]["filename"], "Dockerfile", "{provenance}");
     let usage = &provenance["runDetails"]["metadata"]["buildkit_metadata"]["sysUsage"];
     assert!(usage[0]["memoryStat"]["total"].as_u64().unwrap() > 0 && usage[0]["cpuStat"]["user"].is_number(), "{usage}");
-    let failed: Value = serde_json::from_str(&buildx.ok(&["history", "inspect", bad, "--format", "json"])).unwrap();
+    let failed: Value = serde_json::from_str(&says(&buildx, &["history", "inspect", bad, "--format", "json"])).unwrap();
     assert!(["error", "failed"].contains(&failed["Status"].as_str().unwrap()), "{failed}");
     assert!(failed["Error"]["Message"].as_str().unwrap().contains("exit code: 7"), "{failed}");
     assert!(failed["Error"]["Logs"].as_array().unwrap().iter().any(|line| line.as_str().unwrap().contains("oh no")), "{failed}");
-    assert!(buildx.ok(&["history", "logs", good]).contains("hello world"));
+    assert!(says(&buildx, &["history", "logs", good]).contains("hello world"));
 
     let bundle = daemon.home().join("bundle.dockerbuild");
-    buildx.ok(&["history", "export", "-o", bundle.to_str().unwrap(), good]);
+    says(&buildx, &["history", "export", "-o", bundle.to_str().unwrap(), good]);
     assert!(fs::metadata(&bundle).unwrap().len() > 0);
 
-    buildx.ok(&["history", "rm", bad]);
-    assert_eq!(buildx.references(), [good.clone()]);
-    assert!(!buildx.run(&["history", "logs", bad]).status.success());
+    says(&buildx, &["history", "rm", bad]);
+    assert_eq!(references_in(&buildx), [good.clone()]);
+    refused(&buildx, &["history", "logs", bad]);
 }
 
 #[test]
