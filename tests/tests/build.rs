@@ -192,6 +192,36 @@ fn without_a_daemon_kiln_starts_one_for_the_build() {
 }
 
 #[test]
+fn called_as_the_daemonless_script_it_is_buildctl_with_a_daemon_for_one_command() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = context(&[("Dockerfile", "FROM scratch\nCOPY a.txt /\n"), ("a.txt", "a")]);
+    let script = home.path().join("buildctl-daemonless.sh");
+    std::os::unix::fs::symlink(testkit::kiln_binary(), &script).unwrap();
+    let root = home.path().join("root");
+    let run = |flags: String, args: &[&str]| {
+        let mut command = std::process::Command::new(&script);
+        command.args(args).env("BUILDKITD_FLAGS", flags).env("TMPDIR", home.path()).env_remove("BUILDKIT_HOST");
+        command.output().unwrap()
+    };
+    let (locals, out) = ([format!("context={}", path(dir.path())), format!("dockerfile={}", path(dir.path()))], dir.path().join("out"));
+    let output = format!("type=local,dest={}", out.display());
+    let build = ["build", "--frontend", "dockerfile.v0", "--local", &locals[0], "--local", &locals[1], "--output", &output];
+    for ending in ["", " --debug"] {
+        let built = run(format!("--root {}{ending}", root.display()), &build);
+        let said = String::from_utf8_lossy(&built.stderr).into_owned();
+        assert!(built.status.success(), "{said}");
+        assert!(out.join("a.txt").is_file());
+        assert_eq!(said.contains("CACHED"), !ending.is_empty(), "what was kept is there for the next command: {said}");
+    }
+    // The daemon has gone, or its lock would be held; and so has all it needed for the while.
+    let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(left.iter().filter(|name| *name != "root" && *name != "buildctl-daemonless.sh").count(), 0, "{left:?}");
+    let refused = run("--no-such-flag".to_owned(), &["debug", "workers"]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no-such-flag"), "{}", String::from_utf8_lossy(&refused.stderr));
+}
+
+#[test]
 fn standard_input_is_a_context_or_a_dockerfile() {
     let daemon = Daemon::start(&[]);
     let dir = context(&[("a.txt", "a")]);

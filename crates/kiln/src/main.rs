@@ -1,7 +1,7 @@
 //! kiln: a BuildKit-compatible build daemon, client and one-shot builder.
 //!
 //! Owns the command line, the environment and config files; wires the rooms together, runs them and drains them. The name it is called by
-//! picks what it is: `kilnd` and `buildkitd` are the daemon, `buildctl` is that client, anything else is kiln with its commands.
+//! picks what it is: `kilnd` and `buildkitd` are the daemon, `buildctl` is that client, `buildctl-daemonless.sh` is both for one command, anything else is kiln with its commands.
 mod cli;
 mod daemon;
 mod version;
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     args.drain(..1.min(args.len()));
     match name.as_str() {
         "kilnd" | "buildkitd" => daemon::main(&name, args),
+        "buildctl-daemonless" | "buildctl-daemonless.sh" => cli::daemonless::main(args),
         "buildctl" => cli::main(args, cli::Mode::Buildctl),
         _ if args.first().is_some_and(|a| a == "daemon") => {
             args.remove(0);

@@ -2,6 +2,7 @@
 mod args;
 mod build;
 mod connect;
+pub mod daemonless;
 mod debug;
 mod dial;
 mod display;
@@ -150,7 +151,7 @@ fn prepare(args: Vec<String>, mode: Mode) -> Result<Todo, String> {
 
 fn run(command: Command, call: Box<Call>) -> fault::Result<ExitCode> {
     start_log(&call.args)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         match command {
             Command::Build => build::run(&call).await,
@@ -165,6 +166,10 @@ fn run(command: Command, call: Box<Call>) -> fault::Result<ExitCode> {
     // A read of standard input that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
 /// Warnings go to standard error; with `--debug`, everything does.

@@ -1,4 +1,5 @@
 //! A daemon of our own for who does not run one: started by the first build, used by those that follow, gone when it was idle for a while.
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,21 +25,26 @@ pub async fn connect(call: &Call) -> Result<Client> {
     }
     let log = root.join("daemon.log");
     let mut daemon = start(&root, &socket, &log)?;
+    first_answer(&endpoint, &mut daemon, &log).await
+}
+
+/// Connects to a daemon that was just started, or says what it ended with.
+pub async fn first_answer(endpoint: &Endpoint, daemon: &mut Child, log: &Path) -> Result<Client> {
     let begun = Instant::now();
     loop {
-        match Client::connect(&endpoint, START).await {
+        match Client::connect(endpoint, START).await {
             Ok(client) => return Ok(client),
             Err(error) if begun.elapsed() > START => return Err(Fault::from(error).context("the daemon that was started does not answer")),
             Err(_) => {}
         }
         if let Some(status) = daemon.try_wait()? {
+            let said = text(log);
             // Another one may have been faster, and is about to listen.
-            if !text(&log).contains("another instance running") {
-                let said = text(&log);
+            if !said.contains("another instance running") {
                 return Err(Fault::new(Kind::Unknown, format!("the daemon could not be started ({status}): {}", last_line(&said))));
             }
             if begun.elapsed() > START {
-                return Err(Fault::new(Kind::Unavailable, format!("another daemon holds {} but does not answer", root.display())));
+                return Err(Fault::new(Kind::Unavailable, format!("another daemon does not answer: {}", last_line(&said))));
             }
         }
         tokio::time::sleep(PAUSE).await;
@@ -66,18 +72,22 @@ fn places(call: &Call) -> Result<(PathBuf, PathBuf)> {
     Ok((root, runtime.join(format!("kiln-{}.sock", &name.hex()[..16]))))
 }
 
-/// In a session of its own, so that a signal to us does not end other builds' daemon.
 fn start(root: &Path, socket: &Path, log: &Path) -> Result<Child> {
     std::fs::create_dir_all(root).with_context(|| format!("failed to create {}", root.display()))?;
+    let grants = ["--allow-insecure-entitlement=network.host", "--allow-insecure-entitlement=security.insecure"];
+    spawn(socket, log, ["--root".as_ref(), root.as_os_str()].into_iter().chain(grants.map(OsStr::new)))
+}
+
+/// A daemon in a process group of its own, so that a signal to ours does not end what others build with it.
+pub fn spawn(socket: &Path, log: &Path, flags: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Child> {
     let output = std::fs::File::create(log).with_context(|| format!("failed to create {}", log.display()))?;
     let program = std::env::current_exe().context("cannot tell where our own program is")?;
     let mut command = Command::new(program);
     command
-        .args(["daemon", "--root"])
-        .arg(root)
+        .arg("daemon")
+        .args(flags)
         .arg(format!("--addr=unix://{}", socket.display()))
         .arg(format!("--idle-exit={IDLE}"))
-        .args(["--allow-insecure-entitlement=network.host", "--allow-insecure-entitlement=security.insecure"])
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)

@@ -1,0 +1,43 @@
+//! `buildctl-daemonless.sh`, the script of upstream's images: one command of buildctl with a daemon of its own, which ends with it.
+//!
+//! `BUILDKITD_FLAGS` are the daemon's flags. What the daemon keeps stays in its root for the next time.
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use client::Endpoint;
+use fault::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::environment::Environment;
+use super::{Mode, build, one_shot, runtime};
+
+/// Runs the command that `args` (without the program's name) ask for.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let outcome = tempfile::Builder::new().prefix("buildctl-daemonless.").tempdir().context("no room for the daemon's socket");
+    outcome.and_then(|dir| run(dir.path(), args)).unwrap_or_else(|fault| {
+        build::print_failure(&fault);
+        ExitCode::FAILURE
+    })
+}
+
+fn run(dir: &Path, args: Vec<OsString>) -> Result<ExitCode> {
+    let environment = Environment::read();
+    let (socket, log) = (dir.join("buildkitd.sock"), dir.join("buildkitd.log"));
+    let flags = environment.get("BUILDKITD_FLAGS").unwrap_or_default().split_whitespace();
+    let mut daemon = one_shot::spawn(&socket, &log, flags)?;
+    let answer = runtime()?.block_on(async {
+        let endpoint = Endpoint::Unix(socket.clone());
+        one_shot::first_answer(&endpoint, &mut daemon, &log).await
+    });
+    let code = answer.map(|_| {
+        let address = OsString::from(format!("--addr=unix://{}", socket.display()));
+        super::main([address].into_iter().chain(args).collect(), Mode::Buildctl)
+    });
+    // As the script does, whether it is still there or not.
+    if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+    daemon.wait()?;
+    code
+}
