@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::{Outcome, debian, run};
 
 /// (program, by name or path; Debian package)
-const COMPONENTS: [(&str, &str); 15] = [
+const COMPONENTS: [(&str, &str); 17] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
@@ -22,6 +22,8 @@ const COMPONENTS: [(&str, &str); 15] = [
     ("umoci", "umoci"),
     ("containerd", "containerd"),
     ("dockerd", "docker.io"),
+    ("rpmbuild", "rpm"),
+    ("db5.3_load", "db5.3-util"),
 ];
 
 /// Where plugins of Docker's client lie in Debian's packages, which are named like them.

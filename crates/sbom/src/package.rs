@@ -37,9 +37,17 @@ impl Package {
     pub fn full_name(&self) -> String {
         // Of a system's package the namespace is the system.
         match self.kind {
-            "deb" | "apk" => self.name.clone(),
+            "deb" | "apk" | "rpm" => self.name.clone(),
             _ if self.namespace.is_empty() => self.name.clone(),
             _ => format!("{}/{}", self.namespace, self.name),
+        }
+    }
+
+    /// With the epoch, which a package URL has apart, as people write it.
+    pub(crate) fn full_version(&self) -> String {
+        match self.qualifiers.get("epoch").filter(|epoch| !epoch.is_empty()) {
+            Some(epoch) => format!("{epoch}:{}", self.version),
+            None => self.version.clone(),
         }
     }
 }

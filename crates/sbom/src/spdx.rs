@@ -182,8 +182,8 @@ impl Item {
             license => format!("the package says: {license}"),
         };
         Self {
-            version: package.version.clone(),
-            supplier: Some(supplier(&package.supplier)),
+            version: package.full_version(),
+            supplier: Some(supplier(package)),
             source: format!("found in {}", evidence.path),
             license_comments,
             references: vec![Reference { category: "PACKAGE-MANAGER", kind: "purl", locator: url }],
@@ -201,9 +201,12 @@ impl Item {
     }
 }
 
-fn supplier(text: &str) -> String {
+fn supplier(package: &Package) -> String {
+    let text = &package.supplier;
     match text.split_once('<') {
         _ if text.is_empty() => NONE.to_owned(),
+        // Their databases name who sells them.
+        _ if package.kind == "rpm" => format!("Organization: {text}"),
         Some((name, mail)) => format!("Person: {} ({})", name.trim(), mail.trim_end_matches('>').trim()),
         None => format!("Person: {text}"),
     }

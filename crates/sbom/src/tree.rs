@@ -10,6 +10,7 @@ use snapshot::{Entry, Follow, PathError, View};
 
 use crate::package::Package;
 use crate::release::Release;
+use crate::rpm::{self, RpmError};
 use crate::{alpine, debian, go_binary, lock};
 
 /// A database or lock file of more bytes is none.
@@ -18,8 +19,8 @@ const MAX_TEXT: u64 = 64 << 20;
 const MAX_NOTE: usize = 4 << 20;
 /// No Go program is smaller than this many bytes.
 const MIN_PROGRAM: u64 = 1024;
-/// Where RPM keeps its database, in any of its forms.
-const RPM: [&str; 2] = ["/var/lib/rpm", "/usr/lib/sysimage/rpm"];
+/// The same for RPM's database, which is read in parts.
+const MAX_DATABASE: u64 = 1 << 30;
 
 /// What a tree holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -89,8 +90,21 @@ fn look(entry: &Entry, release: &Release, found: &mut Found) -> Result<(), ScanE
     let dpkg = path == "/var/lib/dpkg/status" || (directory == "/var/lib/dpkg/status.d" && !name.ends_with(".md5sums"));
     let apk = path == "/lib/apk/db/installed" || path == "/usr/lib/apk/db/installed";
     let reader = lock::reader(directory, name);
-    if RPM.contains(&directory) && ["rpmdb.sqlite", "Packages.db", "Packages"].contains(&name) {
-        found.notes.push(format!("{path}: RPM databases are not read by this version of kiln, so the system's packages are missing here"));
+    if rpm::is_database(directory, name) {
+        if metadata.size > MAX_DATABASE {
+            found.notes.push(format!("{path} was not read: it has {} bytes", metadata.size));
+            return Ok(());
+        }
+        let mut file = open(entry)?;
+        match rpm::parse(&mut file, release) {
+            Ok(packages) => found.add(entry, &mut file, packages)?,
+            Err(RpmError::Io(source)) => return Err(failed(entry.path())(source)),
+            Err(error) => found.notes.push(format!("{path} was not read: {error}")),
+        }
+    } else if rpm::is_log(directory, name) {
+        if metadata.size > 0 {
+            found.notes.push(format!("{path} was not read, so packages that were installed last may be missing here"));
+        }
     } else if dpkg || apk || reader.is_some() {
         if metadata.size > MAX_TEXT {
             found.notes.push(format!("{path} was not read: it has {} bytes", metadata.size));

@@ -52,6 +52,7 @@ fn systems_languages_and_what_upper_layers_changed() {
             ("/usr/lib/python3/site-packages/x-1.dist-info/METADATA", b"Name: x\nVersion: 1\n"),
             ("/usr/share/METADATA", b"Name: no package\nVersion: 1\n"),
             ("/var/lib/rpm/rpmdb.sqlite", b"SQLite format 3\0"),
+            ("/var/lib/rpm/rpmdb.sqlite-wal", b"x"),
             ("/usr/bin/script*", b"#!/bin/sh\n"),
         ],
     ]);
@@ -66,10 +67,54 @@ fn systems_languages_and_what_upper_layers_changed() {
         ]
     );
     assert_eq!(found.system, "Debian 12");
-    let [json, rpm] = found.notes.as_slice() else { panic!("{:?}", found.notes) };
+    let [json, rpm, log] = found.notes.as_slice() else { panic!("{:?}", found.notes) };
     assert!(json.starts_with("/app/package-lock.json was not read: not JSON"), "{json}");
-    assert!(rpm.starts_with("/var/lib/rpm/rpmdb.sqlite: RPM databases are not read"), "{rpm}");
+    assert_eq!(rpm, "/var/lib/rpm/rpmdb.sqlite was not read: it ends early");
+    assert!(log.starts_with("/var/lib/rpm/rpmdb.sqlite-wal was not read, so packages"), "{log}");
     assert_eq!(found.evidence[0].sha1, "f9e4ed2cb52a265b78a35fde5b4e5bb0b94dd132");
+}
+
+/// Packages with short and long headers, which Debian's RPM builds and writes into a database as Fedora's does.
+#[test]
+fn the_database_that_rpm_itself_makes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let run = |program: &str, args: &[&str]| {
+        let output = std::process::Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+        assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let mut spec = "Name: tiny\nEpoch: 3\nVersion: 1.0\nRelease: 2\nSummary: s\nLicense: MIT\nVendor: V\nBuildArch: noarch\n".to_owned();
+    spec += "%define _build_id_links none\n%description\nd\n%files\n";
+    for number in 0..12 {
+        let lines = "a long description\n".repeat(number * 200);
+        spec += &format!("%package -n part{number}\nSummary: s\n%description -n part{number}\n{lines}.\n%files -n part{number}\n");
+    }
+    std::fs::write(path("tiny.spec"), spec).unwrap();
+    run("rpmbuild", &["-bb", "--quiet", "--define", &format!("_topdir {}", path("top")), "--target", "noarch", &path("tiny.spec")]);
+    let built = std::fs::read_dir(path("top/RPMS/noarch")).unwrap();
+    let built: Vec<String> = built.map(|entry| entry.unwrap().path().display().to_string()).collect();
+    let database = path("database");
+    let install = ["--dbpath", &database, "--define", "_db_backend sqlite", "--install", "--justdb", "--nodeps", "--ignorearch"];
+    run("rpm", &[&install[..], &built.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+    run("rpm", &["--dbpath", &database, "--define", "_db_backend sqlite", "--erase", "--justdb", "part7"]);
+
+    let bytes = std::fs::read(path("database/rpmdb.sqlite")).unwrap();
+    let release: &[u8] = b"ID=rhel\nVERSION_ID=9.2\n";
+    let place = place(&[&[("/etc/os-release", release), ("/usr/lib/sysimage/rpm/rpmdb.sqlite", &bytes)]]);
+    let found = scan(&place.view).unwrap();
+    assert!(found.notes.is_empty(), "{:?}", found.notes);
+    let mut want: Vec<String> =
+        (0..12).filter(|number| *number != 7).map(|number| format!("part{number}")).chain(["tiny".into()]).collect();
+    for name in &mut want {
+        *name = format!("pkg:rpm/redhat/{name}@1.0-2?arch=noarch&distro=rhel-9.2&epoch=3&upstream=tiny-1.0-2.src.rpm");
+    }
+    let mut urls: Vec<String> = found.evidence[0].packages.iter().map(purl).collect();
+    urls.sort_unstable();
+    want.sort_unstable();
+    assert_eq!(urls, want);
+    let document = Document { name: "x", created: Timestamp::from_unix(0, 0), found: &found }.to_json();
+    let document = String::from_utf8(document).unwrap();
+    assert!(document.contains(r#""versionInfo":"3:1.0-2","supplier":"Organization: V""#), "{document}");
 }
 
 #[test]
