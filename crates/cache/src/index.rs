@@ -1,4 +1,7 @@
+use std::ops::ControlFlow;
+
 use kv::{Db, Table};
+use oci::Digest;
 use solver::{KeyId, Link};
 
 use crate::tables::{self, BACKLINKS, KEYS, LINKS, RESULTS};
@@ -62,6 +65,21 @@ impl Index {
     /// The keys that have a result; not kept for scratch.
     pub fn keys_of(&self, result: &str) -> Vec<KeyId> {
         lines(&self.db, &KEYS, result).lines().filter_map(tables::key).collect()
+    }
+
+    /// Whether a vertex with that cache map was ever recorded, whatever its inputs were. Reads through all that is recorded.
+    pub fn has_recorded(&self, map: &Digest) -> bool {
+        let mut found = false;
+        let looked = self.db.read().and_then(|reader| {
+            reader.each(&LINKS, b"", |place: String, _: String| {
+                found = tables::parse_link(&place).is_some_and(|(_, link)| link.digest == *map);
+                if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+        });
+        if let Err(error) = looked {
+            tracing::warn!(%error, "could not read the cache index");
+        }
+        found
     }
 
     /// A cache that cannot be written is a slower cache, not a failed build.

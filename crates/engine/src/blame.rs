@@ -31,7 +31,7 @@ impl From<MissingOutput> for Failure {
 }
 
 /// The failure for one job: names the vertex as the job's client does, and says where it stems from.
-pub(crate) fn for_client(fault: Fault, graph: &Graph) -> Fault {
+pub fn for_client(fault: Fault, graph: &Graph) -> Fault {
     let failed = fault.details().into_iter().find_map(|detail| match detail {
         Detail::Vertex { digest } => digest.parse::<Digest>().ok(),
         _ => None,

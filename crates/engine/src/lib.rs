@@ -25,6 +25,7 @@ mod run_loop;
 mod witness;
 mod work;
 
+pub use blame::for_client;
 pub use execute::{CacheMap, Context, Execute, InputMap, Nested};
 pub use job::{Built, Engine, Job, Options, Ref};
 pub use run_loop::Census;

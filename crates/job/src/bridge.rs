@@ -44,7 +44,12 @@ impl BuildBridge {
             return Ok(Outcome::single(None));
         }
         let policed = self.build.police_graph(graph.clone(), &request.source_policies).await?;
-        let reference = BuildRef::new(self.build.clone(), graph, policed, self.build.import(&request.cache_imports))?;
+        let imports = self.build.import(&request.cache_imports);
+        if imports.is_empty() {
+            // What a cache brings need not run here.
+            self.build.refuse_foreign(&policed).await?;
+        }
+        let reference = BuildRef::new(self.build.clone(), graph, policed, imports)?;
         if request.evaluate {
             reference.layer().await?;
         }

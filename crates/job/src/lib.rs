@@ -17,6 +17,7 @@ mod driven;
 mod entitlement;
 mod exports;
 mod files;
+mod foreign;
 mod gateway;
 pub mod history;
 mod nested;

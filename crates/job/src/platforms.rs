@@ -64,7 +64,8 @@ fn listed(json: &[u8]) -> Result<Named> {
     listed.platforms.into_iter().map(named).collect()
 }
 
-fn of_config(config: Option<&Bytes>) -> Result<Platform> {
+/// What an image config says; this machine's where it is silent.
+pub(crate) fn of_config(config: Option<&Bytes>) -> Result<Platform> {
     let Some(config) = config else { return Ok(Platform::host()) };
     #[derive(Deserialize, Default)]
     struct Named {

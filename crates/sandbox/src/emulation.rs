@@ -94,6 +94,15 @@ pub fn registered_name(architecture: &str) -> Option<String> {
     by_architecture(architecture).map(|machine| format!("qemu-{}", machine.qemu))
 }
 
+/// For which architecture a program is that begins like this, as platforms name it.
+pub(crate) fn architecture_of(head: &[u8]) -> Option<&'static str> {
+    let fits = |machine: &&Machine| {
+        let (magic, mask) = machine.magic();
+        head.len() >= magic.len() && head.iter().zip(magic.iter().zip(&mask)).all(|(byte, (magic, mask))| byte & mask == magic & mask)
+    };
+    MACHINES.iter().find(fits).map(|machine| machine.architecture)
+}
+
 /// Whether the kernel runs programs of that machine, itself or by what is registered. One is put into the directory `scratch`.
 pub fn kernel_runs(architecture: &str, scratch: &Path) -> bool {
     by_architecture(architecture).is_some_and(|machine| succeeds(machine, None, scratch))
@@ -210,6 +219,15 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         assert!(kernel_runs(own, scratch.path()));
         assert!(!kernel_runs("pdp11", scratch.path()));
+    }
+
+    #[test]
+    fn programs_tell_whose_they_are() {
+        for machine in &MACHINES {
+            assert_eq!(architecture_of(&machine.program()), Some(machine.architecture));
+        }
+        assert_eq!(architecture_of(b"#!/bin/sh\n"), None);
+        assert_eq!(architecture_of(b""), None);
     }
 
     #[test]

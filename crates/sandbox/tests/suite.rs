@@ -3,6 +3,7 @@
 mod world;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -72,6 +73,7 @@ suite! {
     further_processes
     a_terminal
     nothing_is_left
+    an_emulator_of_its_own
     escapes_are_refused
 }
 
@@ -92,6 +94,16 @@ async fn a_program_that_cannot_run(world: World) {
     let outcome = world.run(world.container(), Process::new(["/bin/nonesuch"])).await;
     assert_eq!(outcome.exit.code, 1, "{outcome:?}");
     assert!(outcome.stderr.contains("no such file") || outcome.stderr.contains("No such file"), "{outcome:?}");
+    // Files that the kernel makes nothing of.
+    for (name, content) in [("words", &b"just words\n"[..]), ("foreign", &foreign_program(0)), ("script", b"#!/nonexistent\n")] {
+        let container = world.container();
+        fs::write(world.upper(&container).join(name), content).unwrap();
+        fs::set_permissions(world.upper(&container).join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        let outcome = world.run(container, Process::new([format!("/{name}")])).await;
+        assert_eq!(outcome.exit.code, 1, "{outcome:?}");
+        let said = outcome.stderr.to_lowercase();
+        assert!(said.contains("exec format error") || said.contains("no such file"), "{name}: {outcome:?}");
+    }
     let none = world.try_run(world.container(), Process::default()).await.unwrap_err();
     assert!(matches!(none, SandboxError::Invalid(_)), "{none}");
 }
@@ -564,6 +576,45 @@ async fn nothing_is_left(world: World) {
     assert_eq!(mounts(), before);
     let state = |name: &str| fs::read_dir(world.path("state").join(name)).map_or(0, Iterator::count);
     until("the state directory is as it was", || state("root") + state("tree") + state("bundle") + state("runtime") == 0).await;
+}
+
+/// A program for arm64 that exits with that code: an ELF header, the header of one segment, and three instructions.
+fn foreign_program(code: u32) -> Vec<u8> {
+    const BASE: u64 = 0x10_0000;
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\xb7\0\x01\0\0\0".to_vec();
+    elf.extend([BASE + 120, 64, 0].iter().flat_map(|n: &u64| n.to_le_bytes()));
+    elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    elf.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    elf.extend([0, BASE, BASE, 132, 132, 0x1000].iter().flat_map(|n: &u64| n.to_le_bytes()));
+    // mov x0, #code; mov x8, #93; svc #0
+    elf.extend([0xd280_0000 | code << 5, 0xd280_0ba8, 0xd400_0001].iter().flat_map(|n: &u32| n.to_le_bytes()));
+    elf
+}
+
+/// Needs Debian's qemu-user-static, and Linux from 6.7 on.
+async fn an_emulator_of_its_own(world: World) {
+    let emulator = sandbox::Emulator::find("arm64", &["/usr/bin".into()]).expect("qemu-user-static is installed");
+    for network in [Network::Host, Network::None] {
+        let container = sandbox::Container { emulator: Some(emulator.clone()), network, ..world.container() };
+        let upper = world.upper(&container);
+        fs::write(upper.join("foreign"), foreign_program(42)).unwrap();
+        fs::set_permissions(upper.join("foreign"), fs::Permissions::from_mode(0o755)).unwrap();
+        let limited = Resources { memory: Some(64 << 20), ..Resources::default() };
+        let container = sandbox::Container { resources: limited, ..container };
+        let script = "/foreign; echo $?; chroot / /foreign; echo $?; id -u; ls /sys > /dev/null && echo x > /dev/null && exec /foreign";
+        let (begin, stdin) = tokio::sync::mpsc::channel(1);
+        let (io, stdout, stderr) = capture();
+        let io = Io { stdin: Input::Stream(stdin), ..io };
+        let running = world.runtime.create(container, shell(&format!("read x; {script}")), io).await.unwrap();
+        running.started().await;
+        let (io, other, _) = capture();
+        let process = Process { user: "bob".into(), ..shell("/foreign; echo $? $(id -u)") };
+        let exit = running.exec(process, io).await.unwrap().wait().await.unwrap();
+        assert_eq!((exit.code, text(&other).as_str()), (0, "42 1000\n"));
+        begin.send(Bytes::from_static(b"\n")).await.unwrap();
+        let exit = running.wait().await.unwrap();
+        assert_eq!((exit.code, text(&stdout).as_str()), (42, "42\n42\n0\n"), "{}", text(&stderr));
+    }
 }
 
 async fn escapes_are_refused(world: World) {

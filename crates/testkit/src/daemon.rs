@@ -12,6 +12,8 @@ pub struct Daemon {
     child: Option<Child>,
     home: TempDir,
     flags: Vec<String>,
+    /// Where it finds programs, if not where this process does.
+    path: Option<String>,
     /// Who runs it, if not root.
     user: Option<User>,
 }
@@ -22,19 +24,36 @@ impl Daemon {
         Self::start_as(None, flags)
     }
 
+    /// The same, with `PATH` set to this.
+    pub fn start_with_path(path: &str, flags: &[&str]) -> Self {
+        let mut daemon = Self::new(None, flags);
+        daemon.set_path(path);
+        daemon.restart();
+        daemon
+    }
+
+    /// For the next [`Daemon::restart`].
+    pub fn set_path(&mut self, path: &str) {
+        self.path = Some(path.to_owned());
+    }
+
     /// The same, started by an ordinary user with subordinate ids.
     pub fn start_rootless(flags: &[&str]) -> Self {
         Self::start_as(Some(User::new()), flags)
     }
 
     fn start_as(user: Option<User>, flags: &[&str]) -> Self {
+        let mut daemon = Self::new(user, flags);
+        daemon.restart();
+        daemon
+    }
+
+    fn new(user: Option<User>, flags: &[&str]) -> Self {
         let home = tempfile::Builder::new().prefix("kiln-test-").tempdir().unwrap();
         if let Some(user) = &user {
             user.own(home.path());
         }
-        let mut daemon = Self { child: None, home, flags: flags.iter().map(|&f| f.to_owned()).collect(), user };
-        daemon.restart();
-        daemon
+        Self { child: None, home, flags: flags.iter().map(|&f| f.to_owned()).collect(), path: None, user }
     }
 
     /// Starts the daemon on the same root; it must not be running.
@@ -49,6 +68,7 @@ impl Daemon {
                 command
             }
         };
+        command.envs(self.path.iter().map(|path| ("PATH", path)));
         let child = command
             .arg("daemon")
             .args(["--root".as_ref(), self.root().as_os_str()])

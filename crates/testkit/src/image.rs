@@ -84,9 +84,14 @@ pub fn busybox_image() -> BaseImage {
 impl BaseImage {
     /// An amd64 image of these tars and this `config` object.
     pub fn of_layers(layers: Vec<Vec<u8>>, config: serde_json::Value) -> Self {
+        Self::of_platform("amd64", layers, config)
+    }
+
+    /// The same, for another architecture of Linux.
+    pub fn of_platform(architecture: &str, layers: Vec<Vec<u8>>, config: serde_json::Value) -> Self {
         let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
         let config = json!({
-            "architecture": "amd64", "os": "linux", "config": config,
+            "architecture": architecture, "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": layers.iter().map(|_| json!({"created_by": "fixture"})).collect::<Vec<_>>(),
         });

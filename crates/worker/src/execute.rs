@@ -15,7 +15,7 @@ use sources::Sources;
 
 use crate::devices::Devices;
 use crate::notes::Notes;
-use crate::platforms::Platforms;
+use crate::platforms::{Platforms, Runner};
 use crate::proxied::Builders;
 use crate::remains::Remains;
 
@@ -132,11 +132,13 @@ impl Steps {
             Op::Exec(op) => {
                 realize(&inputs, context).await?;
                 // It is tried in any case: images of one platform are often used for another.
-                let (emulator, hint) = match self.platforms.emulator(&self.platform(vertex)) {
-                    Ok(emulator) => (emulator, None),
-                    Err(hint) => (None, Some(hint)),
+                let (runner, hint) = match self.platforms.runner(&self.platform(vertex)) {
+                    Ok(runner) => (runner, None),
+                    Err(hint) => (Runner::Machine, Some(hint)),
                 };
                 let Context { cancel, reporter, sessions, .. } = context;
+                let _shown = runner.emulated_by().map(|name| reporter.row(format!("emulated by {name}"), "", 0));
+                let emulator = runner.emulator();
                 let extras = self.devices.extras(&op.cdi_devices)?;
                 let captured = |captured| self.captures.put(&vertex.digest, Arc::new(captured));
                 let judge = || Arc::new(Builders(context.builders.clone()));

@@ -74,11 +74,22 @@ pub struct Facts {
     pub devices: Vec<Device>,
 }
 
+/// The platforms that were found, and when.
+struct Known {
+    scanned: Instant,
+    platforms: Vec<Platform>,
+    /// Those of them that an emulator runs.
+    emulated: Vec<Platform>,
+}
+
+/// Names the platforms that an emulator runs; the worker runs the others itself.
+const EMULATED_LABEL: &str = "kiln.platforms.emulated";
+
 /// One worker with its store and engine.
 pub struct Worker {
     id: String,
     labels: BTreeMap<String, String>,
-    platforms: Mutex<(Instant, Vec<Platform>)>,
+    platforms: Mutex<Known>,
     platforms_max_age: Duration,
     runs: Arc<Platforms>,
     devices: Devices,
@@ -123,7 +134,7 @@ impl Worker {
             Runtime::Builtin => Arc::new(sandbox::Builtin::new(settings.sandbox)?),
             Runtime::Oci(binary) => Arc::new(sandbox::OciRuntime::new(binary.clone(), settings.sandbox)?),
         };
-        let runs = Arc::new(Platforms::new(settings.emulators, settings.runtime == Runtime::Builtin));
+        let runs = Arc::new(Platforms::new(settings.emulators));
         runs.verify_in_background(root.join("sandbox"));
         let found = if settings.platforms.is_empty() { runs.detect() } else { settings.platforms };
         let proxy = Arc::new(Proxy::new(registry::system_roots(None))?);
@@ -152,7 +163,7 @@ impl Worker {
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
         Ok(Self {
             labels: labels(settings.labels, snapshotter, network, settings.hostname),
-            platforms: Mutex::new((Instant::now(), found)),
+            platforms: Mutex::new(Known { scanned: Instant::now(), emulated: runs.emulated(&found), platforms: found }),
             platforms_max_age: settings.platforms_max_age,
             runs,
             devices: settings.devices,
@@ -244,21 +255,31 @@ impl Worker {
 
     /// What a container of that platform must be given to run its programs.
     pub fn emulator(&self, platform: &Platform) -> fault::Result<Option<sandbox::Emulator>> {
-        self.runs.emulator(&platform.clone().normalized())
+        Ok(self.runs.runner(&platform.clone().normalized())?.emulator())
+    }
+
+    /// Whether such a step was ever run here, or its result came from another cache. Takes time; for when it is about to fail.
+    pub fn has_recorded(&self, vertex: &llb::Vertex) -> bool {
+        let platform = vertex.platform.clone().map_or_else(Platform::host, Platform::normalized);
+        llb::cache_key::of(vertex, &platform).is_ok_and(|key| self.index.has_recorded(&key.digest))
     }
 
     /// With `rescan`, platforms that became executable since are added; none ever leaves.
     pub fn facts(&self, rescan: bool) -> Facts {
         let mut known = self.platforms.lock().expect("no holder of this lock panics");
-        if rescan && known.0.elapsed() >= self.platforms_max_age {
+        if rescan && known.scanned.elapsed() >= self.platforms_max_age {
             for platform in self.runs.detect() {
-                if !known.1.contains(&platform) {
-                    known.1.push(platform);
+                if !known.platforms.contains(&platform) {
+                    known.platforms.push(platform);
                 }
             }
-            known.0 = Instant::now();
+            known.emulated = self.runs.emulated(&known.platforms);
+            known.scanned = Instant::now();
         }
-        Facts { id: self.id.clone(), labels: self.labels.clone(), platforms: known.1.clone(), devices: self.devices.list() }
+        let mut labels = self.labels.clone();
+        let emulated = known.emulated.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        labels.extend((!emulated.is_empty()).then(|| (EMULATED_LABEL.to_owned(), emulated)));
+        Facts { id: self.id.clone(), labels, platforms: known.platforms.clone(), devices: self.devices.list() }
     }
 }
 

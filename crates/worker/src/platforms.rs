@@ -25,12 +25,31 @@ const REGISTERED: &str = "/proc/sys/fs/binfmt_misc";
 
 /// What runs the programs of a platform.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Runner {
+pub enum Runner {
     Machine,
-    /// An emulator that the kernel knows of, and has open for containers too.
-    Registered,
+    /// An emulator that the kernel knows of under this name, and has open for containers too.
+    Registered(String),
     /// An emulator that each container must be given.
     Own(Emulator),
+}
+
+impl Runner {
+    /// What a container must be given.
+    pub fn emulator(self) -> Option<Emulator> {
+        match self {
+            Self::Own(emulator) => Some(emulator),
+            Self::Machine | Self::Registered(_) => None,
+        }
+    }
+
+    /// The emulator's name, if it is one.
+    pub fn emulated_by(&self) -> Option<String> {
+        match self {
+            Self::Machine => None,
+            Self::Registered(name) => Some(name.clone()),
+            Self::Own(emulator) => Some(emulator.program.file_name()?.to_string_lossy().into_owned()),
+        }
+    }
 }
 
 /// What this machine can run.
@@ -46,9 +65,9 @@ pub struct Platforms {
 }
 
 impl Platforms {
-    /// `dirs` are searched for emulators, if a container can be given one.
-    pub fn new(dirs: Vec<PathBuf>, own_emulators: bool) -> Self {
-        let dirs = if own_emulators && emulation::supported() { dirs } else { Vec::new() };
+    /// `dirs` are searched for emulators, if the kernel lets containers have their own.
+    pub fn new(dirs: Vec<PathBuf>) -> Self {
+        let dirs = if emulation::supported() { dirs } else { Vec::new() };
         Self { host: Platform::host(), amd64_level: amd64_level(), binfmt: REGISTERED.into(), dirs, broken: Mutex::default() }
     }
 
@@ -61,7 +80,7 @@ impl Platforms {
         }
         for platform in EMULATED {
             let platform: Platform = platform.parse().expect("the table holds platforms");
-            if found.contains(&platform) || self.runner(&platform.architecture).is_none() {
+            if found.contains(&platform) || self.find(&platform.architecture).is_none() {
                 continue;
             }
             let is_arm = platform.architecture == "arm";
@@ -73,28 +92,24 @@ impl Platforms {
         found
     }
 
-    /// What a container of that platform must be given. A platform that this machine cannot run is refused, with what would help.
-    pub fn emulator(&self, wanted: &Platform) -> Result<Option<Emulator>> {
+    /// Those of the platforms that are not the machine's own.
+    pub fn emulated(&self, platforms: &[Platform]) -> Vec<Platform> {
+        let is_emulated = |platform: &&Platform| self.runner(platform).is_ok_and(|runner| runner != Runner::Machine);
+        platforms.iter().filter(is_emulated).cloned().collect()
+    }
+
+    /// What runs a platform's programs; the machine itself, if it can. A platform that nothing runs is refused, with what would help.
+    pub fn runner(&self, wanted: &Platform) -> Result<Runner> {
         // Whoever names a system only means this machine.
         if wanted.architecture.is_empty() {
-            return Ok(None);
+            return Ok(Runner::Machine);
         }
-        let runner = if wanted.os == self.host.os { self.runner(&wanted.architecture) } else { None };
-        match runner {
-            Some(Runner::Machine | Runner::Registered) => Ok(None),
-            Some(Runner::Own(emulator)) => Ok(Some(emulator)),
-            None => {
-                let known: Vec<String> = self.detect().iter().map(ToString::to_string).collect();
-                let help = if emulation::supported() { "qemu-user-static" } else { "qemu-user-static binfmt-support" };
-                Err(Fault::new(
-                    Kind::Precondition,
-                    format!(
-                        "no support for running processes with {wanted} platform, supported: {}; install an emulator with: apt-get install {help}",
-                        known.join(", ")
-                    ),
-                ))
-            }
-        }
+        let runner = if wanted.os == self.host.os { self.find(&wanted.architecture) } else { None };
+        runner.ok_or_else(|| {
+            let known = self.detect().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let help = help(&wanted.architecture);
+            Fault::new(Kind::Precondition, format!("no support for running processes with {wanted} platform, supported: {known}; {help}"))
+        })
     }
 
     /// [`Platforms::verify`], beside what else the daemon does.
@@ -116,8 +131,10 @@ impl Platforms {
         for platform in EMULATED {
             let platform: Platform = platform.parse().expect("the table holds platforms");
             let architecture = &platform.architecture;
-            let (works, program) = match self.runner(architecture) {
-                Some(Runner::Registered) => (emulation::kernel_runs(architecture, scratch), "the registered emulator".to_owned()),
+            let (works, program) = match self.find(architecture) {
+                Some(Runner::Registered(name)) => {
+                    (emulation::kernel_runs(architecture, scratch), format!("the registered emulator {name}"))
+                }
                 Some(Runner::Own(emulator)) => (emulator.works(scratch), emulator.program.display().to_string()),
                 Some(Runner::Machine) | None => continue,
             };
@@ -128,26 +145,38 @@ impl Platforms {
         }
     }
 
-    fn runner(&self, architecture: &str) -> Option<Runner> {
+    fn find(&self, architecture: &str) -> Option<Runner> {
         if architecture == self.host.architecture || (architecture == "386" && self.host.architecture == "amd64") {
             return Some(Runner::Machine);
         }
         if self.broken.lock().expect("no holder of this lock panics").contains(architecture) {
             return None;
         }
-        if self.is_registered(architecture) {
-            return Some(Runner::Registered);
+        if let Some(name) = self.registered(architecture) {
+            return Some(Runner::Registered(name));
         }
         Emulator::find(architecture, &self.dirs).map(Runner::Own)
     }
 
     /// Only with flag F has the kernel the emulator open; without, it would look for it in the container.
-    fn is_registered(&self, architecture: &str) -> bool {
-        let entry = emulation::registered_name(architecture).map(|name| self.binfmt.join(name));
-        let text = entry.and_then(|entry| fs::read_to_string(entry).ok()).unwrap_or_default();
+    fn registered(&self, architecture: &str) -> Option<String> {
+        let name = emulation::registered_name(architecture)?;
+        let text = fs::read_to_string(self.binfmt.join(&name)).ok()?;
         let open = text.lines().filter_map(|line| line.strip_prefix("flags:")).any(|flags| flags.contains('F'));
-        text.starts_with("enabled") && open
+        (text.starts_with("enabled") && open).then_some(name)
     }
+}
+
+/// What makes steps of an architecture run that do not.
+fn help(architecture: &str) -> String {
+    let Some(name) = emulation::registered_name(architecture) else {
+        return "no emulator of it is known, so it takes a daemon on such a machine".to_owned();
+    };
+    let package = if emulation::supported() { "qemu-user-static" } else { "qemu-user-static binfmt-support" };
+    format!(
+        "install an emulator beside the daemon with: apt-get install {package} (it is found in the daemon's PATH as {name}-static), \
+         or register one with the machine: docker run --privileged --rm tonistiigi/binfmt --install {architecture}"
+    )
 }
 
 /// Microarchitecture levels of x86-64 as the psABI defines them, by the kernel's feature names.
@@ -186,10 +215,14 @@ mod tests {
         let platforms = platforms(dir.path(), Vec::new());
         let found: Vec<String> = platforms.detect().iter().map(ToString::to_string).collect();
         assert_eq!(found, ["linux/amd64", "linux/amd64/v2", "linux/386", "linux/arm64"]);
-        assert_eq!(platforms.emulator(&Platform::new("linux", "arm64", "")).unwrap(), None);
-        assert_eq!(platforms.emulator(&Platform::new("linux", "", "")).unwrap(), None);
-        let refused = platforms.emulator(&Platform::new("linux", "s390x", "")).unwrap_err().to_string();
+        let runner = |architecture| platforms.runner(&Platform::new("linux", architecture, ""));
+        assert_eq!(runner("arm64").unwrap(), Runner::Registered("qemu-aarch64".into()));
+        assert_eq!(runner("").unwrap(), Runner::Machine);
+        assert_eq!(runner("386").unwrap(), Runner::Machine);
+        let refused = runner("s390x").unwrap_err().to_string();
         assert!(refused.contains("linux/s390x platform") && refused.contains("qemu-user-static"), "{refused}");
+        let refused = runner("pdp11").unwrap_err().to_string();
+        assert!(refused.contains("no emulator of it is known"), "{refused}");
     }
 
     #[test]
@@ -201,9 +234,10 @@ mod tests {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let platforms = platforms(binfmt.path(), vec![dir.path().to_owned()]);
         let arm64 = Platform::new("linux", "arm64", "");
-        assert_eq!(platforms.emulator(&arm64).unwrap().map(|e| e.program), Some(program.canonicalize().unwrap()));
+        assert_eq!(platforms.runner(&arm64).unwrap().emulator().map(|e| e.program), Some(program.canonicalize().unwrap()));
+        assert_eq!(platforms.runner(&arm64).unwrap().emulated_by().as_deref(), Some("qemu-aarch64-static"));
         platforms.verify(scratch.path());
-        assert!(platforms.emulator(&arm64).is_err());
+        assert!(platforms.runner(&arm64).is_err());
         assert!(!platforms.detect().contains(&arm64));
     }
 }

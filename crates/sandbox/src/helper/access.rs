@@ -1,5 +1,8 @@
 //! The last steps before a program runs: identity, capabilities, limits, filter; then the program itself.
 use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +17,7 @@ use super::user::User;
 use super::{Failed, Outcome, Try as _, describe, unmapped};
 use crate::defaults;
 use crate::link::SpecProcess;
-use crate::{seccomp, sys};
+use crate::{emulation, seccomp, sys};
 
 /// Streams of a process: one terminal, or three files.
 pub(crate) enum Streams {
@@ -27,17 +30,42 @@ pub(crate) enum Streams {
 pub(crate) fn become_program(
     process: &SpecProcess,
     user: &User,
-    streams: &Streams,
+    streams: Streams,
     daemon: &OwnedFd,
     ready: impl FnOnce() -> Outcome<()>,
 ) -> Failed {
-    match prepare(process, user, streams, daemon, ready) {
+    // They go with all other descriptors, by number.
+    let streams = ManuallyDrop::new(streams);
+    match prepare(process, user, &streams, daemon, ready) {
         Err(failed) => failed,
         Ok((program, args, env)) => {
             let error = sys::exec(&program, &args, &env);
-            let text = describe(&error);
-            Failed::program(format!("exec {}: {text}", String::from_utf8_lossy(program.as_bytes())))
+            let path = Path::new(OsStr::from_bytes(program.as_bytes()));
+            Failed::program(format!("exec {}: {}{}", path.display(), describe(&error), misfit(path, &error)))
         }
+    }
+}
+
+/// What about the file it is that the kernel does not like, where that can be told.
+fn misfit(program: &Path, error: &io::Error) -> String {
+    let mut head = Vec::new();
+    if File::open(program).and_then(|file| file.take(256).read_to_end(&mut head)).is_err() {
+        return String::new();
+    }
+    let interpreter = head.strip_prefix(b"#!").map(|line| {
+        let line = String::from_utf8_lossy(line).into_owned();
+        line.split_whitespace().next().unwrap_or_default().to_owned()
+    });
+    let is_binary = head.starts_with(b"\x7fELF");
+    match (error.raw_os_error(), interpreter, emulation::architecture_of(&head)) {
+        (Some(libc::ENOENT), Some(interpreter), _) => format!(": its interpreter {interpreter} is not there"),
+        (Some(libc::ENOENT), None, _) if is_binary => ": the loader that it asks for is not there".to_owned(),
+        (Some(libc::ENOEXEC), None, Some(architecture)) => format!(
+            ": it is a program for linux/{architecture}, and this step is for another platform: take a base image for the step's platform, \
+             or build with --platform linux/{architecture} and an emulator"
+        ),
+        (Some(libc::ENOEXEC), None, None) if !is_binary => ": it is neither a program nor a script that begins with #!".to_owned(),
+        _ => String::new(),
     }
 }
 

@@ -22,15 +22,33 @@ pub(crate) struct Bound {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ids {
     All,
-    /// Those of a user namespace, which may be a single one.
+    /// Those of a user namespace, which may be a single one. Cgroups may be somebody else's.
     Some {
         single: bool,
+        has_cgroups: bool,
     },
 }
 
 impl Ids {
     pub fn of_this_process() -> Self {
-        if crate::rootless::in_user_namespace() { Self::Some { single: crate::rootless::has_one_id() } } else { Self::All }
+        if crate::rootless::in_user_namespace() {
+            Self::Some { single: crate::rootless::has_one_id(), has_cgroups: false }
+        } else {
+            Self::All
+        }
+    }
+
+    /// The same ids in a user namespace below.
+    pub fn nested(self) -> Self {
+        match self {
+            Self::All => Self::Some { single: false, has_cgroups: true },
+            some => some,
+        }
+    }
+
+    /// Told of no cgroup, runtimes do without where a user may have none.
+    pub fn go_without_cgroups(self, wanted: &Resources) -> bool {
+        matches!(self, Self::Some { has_cgroups: false, .. }) && *wanted == Resources::default()
     }
 }
 
@@ -45,8 +63,7 @@ pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: boo
         "cgroupsPath": spec.cgroup,
         "resources": resources(&spec.resources, spec.insecure, &spec.devices),
     });
-    if ids != Ids::All && spec.resources == Resources::default() {
-        // Told of no cgroup, runtimes do without where a user may have none.
+    if ids.go_without_cgroups(&spec.resources) {
         linux["cgroupsPath"] = "".into();
         linux["resources"] = json!({});
     }
@@ -121,7 +138,7 @@ fn mounts(spec: &Spec, bound: &[Bound], ids: Ids) -> Vec<Value> {
     if spec.host_proc {
         mounts[0] = bind("/proc", "/proc", &["rbind", "nosuid", "noexec", "nodev"]);
     }
-    if let Ids::Some { single } = ids {
+    if let Ids::Some { single, .. } = ids {
         if single {
             mounts[2]["options"].as_array_mut().expect("it is a list").retain(|option| option != "gid=5");
         }
@@ -249,7 +266,7 @@ mod tests {
     fn every_field_is_one_that_the_runtime_specification_knows() {
         let limited =
             Resources { memory: Some(1 << 20), cpu_quota: Some(5), pids: Some(7), cpuset_cpus: "0".into(), ..Resources::default() };
-        for (insecure, ids) in [(false, Ids::All), (true, Ids::All), (false, Ids::Some { single: true })] {
+        for (insecure, ids) in [(false, Ids::All), (true, Ids::All), (false, Ids::Some { single: true, has_cgroups: false })] {
             let process = SpecProcess {
                 args: vec!["/bin/true".into()],
                 env: vec!["A=b".into()],

@@ -1,5 +1,5 @@
-//! An emulator for one container: a user namespace around the process, with the ids of the one that we are in, and a binfmt_misc of its own
-//! with one registration. See [`crate::emulation`].
+//! An emulator for one container: a user namespace around the process, or around the runtime that makes it, with the ids of the one that we are
+//! in, and a binfmt_misc of its own with one registration. See [`crate::emulation`].
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
@@ -11,10 +11,19 @@ use super::mount::put;
 use super::path::{open_dir, open_in};
 use super::{Failed, Outcome, Try as _};
 use crate::emulation::Emulator;
+use crate::link::Spec;
 use crate::{link, sys};
 
 /// Where the kernel shows what is registered.
 const PLACE: &str = "/proc/sys/fs/binfmt_misc";
+
+/// A socket between the two parts, if the container has an emulator.
+pub(super) fn pair(spec: &Spec) -> Outcome<(Option<OwnedFd>, Option<OwnedFd>)> {
+    match &spec.emulator {
+        Some(_) => link::pair().map(|(ours, theirs)| (Some(ours), Some(theirs))).tried(|| "create a socket"),
+        None => Ok((None, None)),
+    }
+}
 
 /// The monitor's part: who stands outside of the new namespace must map its ids. `peer` is the other end of the container's socket.
 pub(super) fn map_ids(peer: &OwnedFd, pid: i32) -> Outcome<()> {
@@ -22,20 +31,44 @@ pub(super) fn map_ids(peer: &OwnedFd, pid: i32) -> Outcome<()> {
     // Without a word the container has failed before, and reports that itself.
     let Ok(Some(((), _))) = link::receive::<()>(peer, &mut buffer) else { return Ok(()) };
     let write = |name: &str| {
-        let same: String = fs::read_to_string(format!("/proc/self/{name}"))?
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>())
-            .filter(|fields| fields.len() == 3)
-            .map(|fields| format!("{} {} {}\n", fields[0], fields[0], fields[2]))
-            .collect();
-        fs::write(format!("/proc/{pid}/{name}"), same)
+        let map = fs::read_to_string(format!("/proc/self/{name}"))?;
+        fs::write(format!("/proc/{pid}/{name}"), same(&map))
     };
     write("uid_map").and_then(|()| write("gid_map")).tried(|| "map ids for an emulator")?;
     link::send(peer, &(), &[]).tried(|| "tell of the mapped ids")
 }
 
+/// A map of a namespace's ids to themselves. The machine's whole range is in two parts: in one it would tell whoever looks, as runtimes do,
+/// that this is no user namespace.
+fn same(map: &str) -> String {
+    let lines = map.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(|fields| fields.len() == 3);
+    lines
+        .map(|fields| match fields[..] {
+            ["0", _, "4294967295"] => "0 0 1\n1 1 4294967294\n".to_owned(),
+            _ => format!("{} {} {}\n", fields[0], fields[0], fields[2]),
+        })
+        .collect()
+}
+
+/// The emulator as a file, to be opened where the host's files are in sight.
+pub(super) fn open(emulator: &Emulator) -> Outcome<OwnedFd> {
+    rustix::fs::open(&emulator.program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .tried(|| format!("open emulator {}", emulator.program.display()))
+}
+
 /// The container's part, once it stands in its root. `program` is the emulator, opened on the host.
 pub(super) fn install(emulator: &Emulator, program: &OwnedFd, monitor: &OwnedFd) -> Outcome<()> {
+    let files = surround(emulator, program, monitor)?;
+    // It holds as long as it is mounted.
+    let action = || format!("mount {PLACE}");
+    let top = open_dir(std::path::Path::new("/")).tried(action)?;
+    let place = open_in(top.as_fd(), PLACE, OFlags::PATH | OFlags::DIRECTORY).tried(action)?;
+    sys::set_mount_attributes(files.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), false).tried(action)?;
+    put(&files, &place).tried(action)
+}
+
+/// Puts this process into a user namespace of its own, in which the emulator is registered for as long as the mount that is returned is held.
+pub(super) fn surround(emulator: &Emulator, program: &OwnedFd, monitor: &OwnedFd) -> Outcome<OwnedFd> {
     sys::new_user_namespace().tried(|| "create a user namespace for an emulator")?;
     link::send(monitor, &(), &[]).tried(|| "ask for mapped ids")?;
     let answer = link::receive::<()>(monitor, &mut Vec::new()).tried(|| "wait for mapped ids")?;
@@ -57,13 +90,9 @@ pub(super) fn install(emulator: &Emulator, program: &OwnedFd, monitor: &OwnedFd)
     let line = line.ok_or_else(|| Failed::plain(format!("no emulator is known for {}", emulator.architecture)))?;
     let register = rustix::fs::openat(&files, "register", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).tried(action)?;
     rustix::io::write(&register, line.as_bytes()).tried(action)?;
-    // Open for writing it would keep the mount from becoming read-only.
+    // Still open for writing it would keep the mount from becoming read-only.
     drop(register);
-    // It holds as long as it is mounted.
-    let top = open_dir(std::path::Path::new("/")).tried(action)?;
-    let place = open_in(top.as_fd(), PLACE, OFlags::PATH | OFlags::DIRECTORY).tried(|| format!("open {PLACE}"))?;
-    sys::set_mount_attributes(files.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY.bits().into(), false).tried(action)?;
-    put(&files, &place).tried(|| format!("mount {PLACE}"))
+    Ok(files)
 }
 
 fn mount() -> Result<OwnedFd, Errno> {
@@ -71,4 +100,15 @@ fn mount() -> Result<OwnedFd, Errno> {
     rustix::mount::fsconfig_create(context.as_fd())?;
     let hidden = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, hidden)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_stay_what_they_are() {
+        assert_eq!(same("         0          0 4294967295\n"), "0 0 1\n1 1 4294967294\n");
+        assert_eq!(same("         0       1000          1\n         1     100000      65536\n"), "0 0 1\n1 1 65536\n");
+    }
 }

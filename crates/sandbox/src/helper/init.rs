@@ -1,7 +1,7 @@
 //! The first process of a container, between clone and exec.
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::process::Signal;
 use rustix::pty::OpenptFlags;
 
@@ -28,7 +28,7 @@ pub(crate) fn run(
         Err(failed) => failed,
         Ok((user, stubs)) => match streams(files, daemon, 0) {
             Err(failed) => failed,
-            Ok(streams) => become_program(&spec.process, &user, &streams, daemon, || {
+            Ok(streams) => become_program(&spec.process, &user, streams, daemon, || {
                 link::send(daemon, &Report::Started { number: 0, stubs }, &[]).tried(|| "report the start")
             }),
         },
@@ -58,11 +58,7 @@ fn set_up(
     }
     rustix::system::sethostname(spec.hostname.as_bytes()).tried(|| "set the hostname")?;
     let emulator = match &spec.emulator {
-        Some(emulator) => {
-            let program = rustix::fs::open(&emulator.program, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .tried(|| format!("open emulator {}", emulator.program.display()))?;
-            Some((emulator, program))
-        }
+        Some(emulator) => Some((emulator, emulate::open(emulator)?)),
         None => None,
     };
     root::enter(root.fd.as_fd())?;

@@ -79,7 +79,7 @@ fn run(process: &SpecProcess, number: u32, files: Option<[OwnedFd; 3]>, daemon: 
     };
     let failed = match prepare() {
         Err(failed) => failed,
-        Ok((user, streams)) => become_program(process, &user, &streams, daemon, || {
+        Ok((user, streams)) => become_program(process, &user, streams, daemon, || {
             link::send(daemon, &Report::Started { number, stubs: Vec::new() }, &[]).tried(|| "report the start")
         }),
     };

@@ -151,10 +151,7 @@ impl Monitor {
         if spec.network == SpecNetwork::Alone {
             namespaces |= libc::CLONE_NEWNET;
         }
-        let (ours, theirs) = match &spec.emulator {
-            Some(_) => link::pair().map(|(ours, theirs)| (Some(ours), Some(theirs))).tried(|| "create a socket")?,
-            None => (None, None),
-        };
+        let (ours, theirs) = emulate::pair(&spec)?;
         match sys::clone_process(namespaces as u64, group.born_in(), false).tried(|| "create namespaces")? {
             None => {
                 drop(ours);
@@ -176,9 +173,13 @@ impl Monitor {
     /// From here on the monitor is another process, the first of a pid namespace; this one waits for it and sweeps up after it.
     fn start_oci(&mut self, spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>) -> Outcome<()> {
         let namespaces = libc::CLONE_NEWPID | libc::CLONE_NEWNS;
+        let (ours, theirs) = emulate::pair(spec)?;
         if let Some(keeper) = sys::clone_process(namespaces as u64, None, false).tried(|| "create namespaces")? {
-            drop(files);
+            drop((files, theirs));
             self.present(&keeper);
+            if let Some(ours) = ours {
+                emulate::map_ids(&ours, keeper.pid)?;
+            }
             // The daemon is to hear of the keeper's end.
             self.daemon = rustix::fs::memfd_create("none", rustix::fs::MemfdFlags::CLOEXEC).tried(|| "create a file")?;
             oci::outlive(&keeper);
@@ -186,7 +187,8 @@ impl Monitor {
             std::process::exit(0);
         }
         self.orphans = Some(sys::child_signals().tried(|| "watch children")?);
-        let (run, child) = oci::start(spec, blobs, files, &self.cgroups, &self.daemon)?;
+        drop(ours);
+        let (run, child) = oci::start(spec, blobs, files, &self.cgroups, &self.daemon, theirs)?;
         self.runtime = Some(run);
         self.adopt(0, child);
         Ok(())

@@ -15,9 +15,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use super::cgroup::{self, Cgroups};
 use super::config::{self, Bound, Ids};
 use super::root::{self, Staged};
-use super::{Failed, Outcome, Try as _, user};
-use crate::container::Resources;
-use crate::link::{self, Oci, Report, Spec, SpecProcess};
+use super::{Failed, Outcome, Try as _, emulate, mount, user};
+use crate::link::{self, Oci, Report, Spec, SpecNetwork, SpecProcess};
 use crate::sys::Child;
 
 /// A container of an OCI runtime, as its monitor knows it.
@@ -30,10 +29,20 @@ pub(crate) struct Run {
     memory: Option<(PathBuf, &'static str)>,
     /// A user's daemon that may not make any.
     without_cgroups: bool,
+    /// Holds the registration of the container's emulator.
+    _emulator: Option<OwnedFd>,
 }
 
-/// Makes and starts the container in the namespaces of this process, which is the first of its pid namespace.
-pub(crate) fn start(spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>, cgroups: &Cgroups, daemon: &OwnedFd) -> Outcome<(Run, Child)> {
+/// Makes and starts the container in the namespaces of this process, which is the first of its pid namespace. `monitor` is the other part of
+/// [`emulate`], if the container has an emulator.
+pub(crate) fn start(
+    spec: &Spec,
+    blobs: &[u8],
+    files: Option<[OwnedFd; 3]>,
+    cgroups: &Cgroups,
+    daemon: &OwnedFd,
+    monitor: Option<OwnedFd>,
+) -> Outcome<(Run, Child)> {
     let oci = spec.oci.clone().ok_or_else(|| Failed::plain("no OCI runtime is named"))?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).tried(|| "tie to the monitor")?;
     let Staged { user, stubs, sources } = root::stage(spec, blobs, &oci.bundle, cgroups)?;
@@ -44,8 +53,16 @@ pub(crate) fn start(spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>, cgro
         bound.retain(|earlier| earlier.dest != dest);
         bound.push(Bound { source: source.display().to_string(), dest, options });
     }
+    let mut ids = Ids::of_this_process();
+    let mut holder = None;
+    if let (Some(emulator), Some(monitor)) = (&spec.emulator, monitor) {
+        if spec.network == SpecNetwork::Given {
+            bound.push(network_tree(&oci.bundle)?);
+        }
+        holder = Some(emulate::surround(emulator, &emulate::open(emulator)?, &monitor)?);
+        ids = ids.nested();
+    }
     let own = rustix::thread::capabilities(None).tried(|| "read capabilities")?.permitted.bits();
-    let ids = Ids::of_this_process();
     let config = config::config(spec, &user, &bound, cgroups.is_v2(), own, root::loop_devices(), ids);
     write(&oci.bundle.join("config.json"), &config)?;
     let memory = cgroups.memory_events(&spec.cgroup);
@@ -56,7 +73,8 @@ pub(crate) fn start(spec: &Spec, blobs: &[u8], files: Option<[OwnedFd; 3]>, cgro
         insecure: spec.insecure,
         capabilities: own,
         memory,
-        without_cgroups: ids != Ids::All && spec.resources == Resources::default(),
+        without_cgroups: ids.go_without_cgroups(&spec.resources),
+        _emulator: holder,
     };
     let bundle = run.oci.bundle.clone();
     let started = run.detached(0, "create", files, daemon, |command| {
@@ -184,6 +202,16 @@ impl Run {
         }
         Failed::plain(format!("{name} failed to {verb} the container: {message}"))
     }
+}
+
+/// What `/sys` shows of a network belongs to whoever made that, and can be mounted by nobody in a user namespace below.
+fn network_tree(bundle: &Path) -> Outcome<Bound> {
+    let place = bundle.join("sys");
+    let action = || format!("mount {}", place.display());
+    let tree = mount::new("sysfs", &[], mount::NOSUID | mount::NODEV | mount::NOEXEC).tried(action)?;
+    fs::create_dir(&place).tried(action)?;
+    super::path::open_dir(&place).and_then(|place| mount::put(&tree, &place)).tried(action)?;
+    Ok(Bound { source: place.display().to_string(), dest: "/sys".into(), options: vec!["rbind", "nosuid", "noexec", "nodev", "ro"] })
 }
 
 fn of_ours(path: &Path, dest: &str) -> Bound {

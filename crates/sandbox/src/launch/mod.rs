@@ -97,13 +97,6 @@ impl Launcher {
         oci: Option<link::Oci>,
     ) -> Result<Box<dyn Running>, SandboxError> {
         spec::check(&container, &process)?;
-        if let (Some(oci), Some(emulator)) = (&oci, &container.emulator) {
-            return Err(SandboxError::Invalid(format!(
-                "{} cannot use {}: register emulators with the kernel (apt-get install qemu-user-static binfmt-support), or use the built-in sandbox",
-                oci.binary.display(),
-                emulator.program.display()
-            )));
-        }
         let own_name = Some(container.hostname.as_str()).filter(|name| !name.is_empty());
         let place = self.settings.networks.place(&container.network, own_name).await?;
         let (network, lease) = match place {
