@@ -1,10 +1,13 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci::{Digest, Hasher};
+use tokio::sync::watch;
 
 use crate::error::{Error, Result};
+use crate::growing::{Growing, State};
 use crate::hold::Hold;
 use crate::store::Store;
 
@@ -21,13 +24,16 @@ pub struct Ingest {
     key: String,
     resumable: bool,
     finished: bool,
+    /// Told how far it is, if anyone asked.
+    watched: Option<watch::Sender<State>>,
 }
 
 impl Ingest {
     pub(crate) fn open(store: Store, path: PathBuf, key: String, expected: Option<(Digest, u64)>, resumable: bool) -> Result<Self> {
         let mut options = File::options();
         let file = options.read(true).append(true).create(true).open(&path).map_err(Error::io("open partial blob", &path))?;
-        let mut ingest = Self { store, file, path, hasher: Hasher::new(), offset: 0, expected, key, resumable, finished: false };
+        let mut ingest =
+            Self { store, file, path, hasher: Hasher::new(), offset: 0, expected, key, resumable, finished: false, watched: None };
         ingest.rehash()?;
         Ok(ingest)
     }
@@ -80,7 +86,18 @@ impl Ingest {
         self.file.write_all(data).map_err(Error::io("write partial blob", &self.path))?;
         self.hasher.update(data);
         self.offset += data.len() as u64;
+        if let Some(watched) = &self.watched {
+            watched.send_modify(|state| state.written = self.offset);
+        }
         Ok(())
+    }
+
+    /// For who wants to read what is written from now on while it is. To be truncated it must not be then.
+    pub fn growing(&mut self) -> Result<Growing> {
+        let file = self.file.try_clone().map_err(Error::io("open partial blob", &self.path))?;
+        let written = self.offset;
+        let watched = self.watched.get_or_insert_with(|| watch::Sender::new(State { written, whole: None }));
+        Ok(Growing::new(Arc::new(file), watched.subscribe()))
     }
 
     /// Starts over, for sources that cannot go on in the middle.
@@ -108,6 +125,9 @@ impl Ingest {
         }
         let hold = self.store.adopt(&self.path, &actual, self.offset)?;
         self.finished = true;
+        if let Some(watched) = &self.watched {
+            watched.send_modify(|state| state.whole = Some(hold.clone()));
+        }
         Ok(hold)
     }
 

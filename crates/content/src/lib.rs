@@ -14,6 +14,7 @@
 //! - Nothing here calls fsync but [`Store::sync`].
 //! - A failed or mismatching ingest leaves no blob.
 mod error;
+mod growing;
 mod hold;
 mod ingest;
 mod read;
@@ -22,6 +23,7 @@ mod stream;
 mod watermark;
 
 pub use error::{Error, OpenError, Result};
+pub use growing::{GivenUp, Growing};
 pub use hold::Hold;
 pub use ingest::Ingest;
 pub use read::Reader;

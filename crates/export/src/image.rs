@@ -2,6 +2,7 @@
 mod archive;
 mod assemble;
 mod blobs;
+mod early;
 mod exporter;
 #[cfg(test)]
 mod golden;

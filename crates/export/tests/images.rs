@@ -128,6 +128,42 @@ async fn an_image_without_other_names_may_have_a_dangling_one() {
     assert_eq!(both["image.name"], format!("z,x@{}", both["containerimage.digest"]));
 }
 
+/// Files that do not get smaller.
+fn noise(length: u32) -> Vec<u8> {
+    let mut state = 1u32;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(length as usize).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_pushed_while_they_are_packed_and_nothing_names_them_yet() {
+    let (home, registry) = (Home::new(), Registry::start());
+    let base = home.layer(None, "COPY small", |root| fs::write(root.join("small"), "1").unwrap());
+    let layer = home.layer(Some(&base), "COPY large", |root| fs::write(root.join("large"), noise(20 << 20)).unwrap());
+    let source = with_config(single(Some(layer)));
+    let attrs = [("name", format!("{}/early:1", registry.host())), ("push", "true".into()), ("compression", "zstd".into())];
+    let attrs = attrs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let exporter = home.exporters.resolve("image", &attrs, 30).unwrap();
+    let exported = exporter.export(&source, &home.context()).await.unwrap();
+    let manifest: Value = serde_json::from_slice(&home.store.read(&exported.descriptor.as_ref().unwrap().digest).unwrap()).unwrap();
+    let digests: Vec<_> = manifest["layers"].as_array().unwrap().iter().map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect();
+    for digest in &digests {
+        let path = format!("/v2/early/blobs/{digest}");
+        let there = || (registry.get(&path).status == 200).then_some(());
+        testkit::wait_until("a layer at the registry", std::time::Duration::from_secs(30), there);
+    }
+    assert_eq!(registry.get("/v2/early/manifests/1").status, 404, "who fails from here on has pushed nothing");
+    exported.finalize.unwrap().await.unwrap();
+    assert_eq!(registry.manifest("early", "1"), manifest);
+    let large: Digest = digests[1].parse().unwrap();
+    assert_eq!(Digest::of(registry.blob("early", &digests[1])), large);
+    let labels = home.store.labels(&large).unwrap();
+    assert!(labels.iter().any(|(key, value)| key.contains("distribution.source") && value == "early"), "{labels:?}");
+}
+
 /// A registry's stand-in with one blob.
 struct One(Bytes);
 

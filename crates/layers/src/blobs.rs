@@ -2,7 +2,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use content::Hold;
+use content::{Growing, Hold, Ingest};
 use fault::Fault;
 use futures_util::future::try_join_all;
 use oci::media::{LayerEncoding, LayerType};
@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::image::chained;
 use crate::node::{Kind, Layer, Node, State};
 use crate::stargz::TOC_DIGEST;
+use crate::store::Layers;
 
 /// The label that names a blob's uncompressed digest, as containerd calls it.
 pub const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -32,12 +33,26 @@ pub struct LayerBlob {
     pub layer: Layer,
 }
 
+/// Told of a blob when its first bytes are about to be written.
+pub type Begun = Arc<dyn Fn(CompressionKind, Growing) + Send + Sync>;
+
 impl Layer {
     /// The blobs of the image that this layer is, lowest first. Those that are missing are made; blobs that are elsewhere are named and
     /// not fetched, unless another compression is forced on them. Waits for room below the ceiling, so whoever has [`crate::Room`] already must not ask.
     pub async fn blobs(&self, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> fault::Result<Vec<LayerBlob>> {
+        self.blobs_as_they_grow(compression, None, cancel, reporter).await
+    }
+
+    /// [`Layer::blobs`], with those that are made here to be had while they grow. Nobody is told of one that somebody else is making already.
+    pub async fn blobs_as_they_grow(
+        &self,
+        compression: Compression,
+        begun: Option<Begun>,
+        cancel: &Cancel,
+        reporter: &Reporter,
+    ) -> fault::Result<Vec<LayerBlob>> {
         let chain = self.chain();
-        try_join_all(chain.iter().map(|layer| ensure(layer, compression, cancel, reporter))).await?;
+        try_join_all(chain.iter().map(|layer| ensure(layer, compression, begun.clone(), cancel, reporter))).await?;
         for layer in &chain {
             chain_ids(&layer.0);
         }
@@ -90,7 +105,7 @@ fn choose(layer: Layer, compression: Compression) -> Result<LayerBlob> {
     Ok(LayerBlob { descriptor, diff_id, created: layer.created_at(), description: state.description, layer })
 }
 
-async fn ensure(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+async fn ensure(layer: &Layer, compression: Compression, begun: Option<Begun>, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
     let node = &layer.0;
     forget_lost(node)?;
     let (have, any) = {
@@ -105,14 +120,14 @@ async fn ensure(layer: &Layer, compression: Compression, cancel: &Cancel, report
     let work = move |cancel: Cancel, reporter: Reporter| async move {
         let estargz = compression.kind == CompressionKind::Estargz;
         match any {
-            true if estargz => with_toc(&working, compression, &cancel, &reporter).await,
-            true => convert(&working, compression, &cancel, &reporter).await,
+            true if estargz => with_toc(&working, compression, begun, &cancel, &reporter).await,
+            true => convert(&working, compression, begun, &cancel, &reporter).await,
             false if estargz => {
                 // The plain archive first: what the layer is, is told by that.
-                create(&working, Compression { kind: CompressionKind::Gzip, ..compression }, &cancel, &reporter).await?;
-                with_toc(&working, compression, &cancel, &reporter).await
+                create(&working, Compression { kind: CompressionKind::Gzip, ..compression }, None, &cancel, &reporter).await?;
+                with_toc(&working, compression, begun, &cancel, &reporter).await
             }
-            false => create(&working, compression, &cancel, &reporter).await,
+            false => create(&working, compression, begun, &cancel, &reporter).await,
         }
     };
     node.home.0.flights.run(&key, cancel, reporter, work).await
@@ -140,7 +155,7 @@ fn forget_lost(node: &Arc<Node>) -> Result<()> {
 }
 
 /// Archives the layer's tree.
-async fn create(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+async fn create(layer: &Layer, compression: Compression, begun: Option<Begun>, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
     let node = &layer.0;
     let below = match &node.kind {
         Kind::Layer { parent } => parent.clone(),
@@ -160,13 +175,13 @@ async fn create(layer: &Layer, compression: Compression, cancel: &Cancel, report
         let stack = below.as_ref().map_or(Ok(Vec::new()), Layer::stack)?;
         let view = home.trees().view(&stack).map_err(Error::from)?;
         let files = home.trees().files(&tree).map_err(Error::from)?;
-        Ok(store(&node, compression, |out| crate::layer_tar::write(&files, &view, &cancel, out))?)
+        Ok(store(&node, compression, begun, |out| crate::layer_tar::write(&files, &view, &cancel, out))?)
     })
     .await
 }
 
 /// Compresses another of the layer's blobs anew. The archive in it stays as it is.
-async fn convert(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+async fn convert(layer: &Layer, compression: Compression, begun: Option<Begun>, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
     let hold = fetch_own(layer, cancel, reporter).await?;
     let node = layer.0.clone();
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
@@ -187,7 +202,7 @@ async fn convert(layer: &Layer, compression: Compression, cancel: &Cancel, repor
                 }
             }
         };
-        Ok(store(&node, compression, copy)?)
+        Ok(store(&node, compression, begun, copy)?)
     })
     .await
 }
@@ -203,14 +218,20 @@ async fn fetch_own(layer: &Layer, cancel: &Cancel, reporter: &Reporter) -> Resul
 }
 
 /// Makes a blob with a table of contents of another of the layer's blobs.
-async fn with_toc(layer: &Layer, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
+async fn with_toc(
+    layer: &Layer,
+    compression: Compression,
+    begun: Option<Begun>,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<(), Fault> {
     let source = fetch_own(layer, cancel, reporter).await?;
     let node = layer.0.clone();
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
     let _room = node.home.room(cancel).await?;
     let cancel = cancel.clone();
     task::blocking(move || {
-        let (_hold, blob) = crate::stargz::store(&node.home, &source, compression.level, &cancel)?;
+        let (_hold, blob) = crate::stargz::store(&node.home, &source, compression.level, begun, &cancel)?;
         node.home.change(&node, |state| {
             if state.blobs.iter().all(|known| known.digest != blob.digest) {
                 state.blobs.push(blob);
@@ -222,9 +243,14 @@ async fn with_toc(layer: &Layer, compression: Compression, cancel: &Cancel, repo
 }
 
 /// Runs an archive through hash and compression into the content store and makes it one of the layer's blobs.
-fn store(node: &Arc<Node>, compression: Compression, produce: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+fn store(
+    node: &Arc<Node>,
+    compression: Compression,
+    begun: Option<Begun>,
+    produce: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
     let home = &node.home;
-    let ingest = home.content().ingest_once()?;
+    let ingest = ingest(home, compression.kind, begun)?;
     let compressor = Compressor::new(ingest, compression.kind, compression.level, home.0.budget.compression.clone());
     let mut out = Hashing { out: compressor, hasher: Hasher::new() };
     produce(&mut out)?;
@@ -248,6 +274,15 @@ fn store(node: &Arc<Node>, compression: Compression, produce: impl FnOnce(&mut d
         }
     });
     Ok(())
+}
+
+/// A place for a blob to be, announced.
+pub(crate) fn ingest(home: &Layers, kind: CompressionKind, begun: Option<Begun>) -> Result<Ingest> {
+    let mut ingest = home.content().ingest_once()?;
+    if let Some(begun) = begun {
+        begun(kind, ingest.growing()?);
+    }
+    Ok(ingest)
 }
 
 /// Gives a layer whose diff id became known its place in the index of chains, if all below it have theirs.

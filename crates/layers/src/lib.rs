@@ -53,7 +53,7 @@ mod tar;
 mod unpack;
 mod usage;
 
-pub use blobs::{LayerBlob, UNCOMPRESSED};
+pub use blobs::{Begun, LayerBlob, UNCOMPRESSED};
 pub use ceiling::Room;
 pub use cell::{Cell, Sharing};
 pub use compress::{Compression, CompressionKind, CompressionRoom, Compressor};

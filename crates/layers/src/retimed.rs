@@ -7,7 +7,7 @@ use oci::{Descriptor, Digest, Hasher};
 use progress::Reporter;
 use task::Cancel;
 
-use crate::blobs::{Hashing, LayerBlob, UNCOMPRESSED, is_derived};
+use crate::blobs::{Begun, Hashing, LayerBlob, UNCOMPRESSED, is_derived};
 use crate::compress::{Compression, CompressionKind, Compressor};
 use crate::decompress::decompress;
 use crate::error::{Error, Result};
@@ -26,8 +26,15 @@ pub struct Retimed {
 
 impl LayerBlob {
     /// The same archive with times clamped to `latest`, in seconds since 1970, and compressed as asked, whatever the blob is. Made once for each
-    /// combination, as long as the result is kept.
-    pub async fn retimed(&self, latest: i64, compression: Compression, cancel: &Cancel, reporter: &Reporter) -> Result<Retimed, Fault> {
+    /// combination, as long as the result is kept; `begun` is told if it is made now.
+    pub async fn retimed(
+        &self,
+        latest: i64,
+        compression: Compression,
+        begun: Option<Begun>,
+        cancel: &Cancel,
+        reporter: &Reporter,
+    ) -> Result<Retimed, Fault> {
         let node = &self.layer.0;
         let level = compression.level.map_or_else(String::new, |level| level.to_string());
         let key = format!("retimed:{}:{latest}:{}:{level}", self.descriptor.digest, compression.kind.name());
@@ -44,16 +51,17 @@ impl LayerBlob {
             let blob = home.content().open_blob(source.digest())?;
             let failed = |error| Error::Unpack { digest: source.digest().clone(), source: error };
             let plain = decompress(BufReader::with_capacity(256 << 10, blob)).map_err(|e| failed(crate::tar::TarError::Io(e).into()))?;
-            let ingest = home.content().ingest_once()?;
             let with_toc = compression.kind == CompressionKind::Estargz;
             let kind = if with_toc { CompressionKind::Uncompressed } else { compression.kind };
+            let (first, second) = if with_toc { (None, begun) } else { (begun, None) };
+            let ingest = crate::blobs::ingest(home, kind, first)?;
             let compressor = Compressor::new(ingest, kind, compression.level, home.0.budget.compression.clone());
             let mut out = Hashing { out: compressor, hasher: Hasher::new() };
             crate::tar::retime(plain, &mut Cancelled { out: &mut out, cancel: &cancel }, latest).map_err(|e| failed(e.into()))?;
             let Hashing { out, hasher } = out;
             let hold = out.finish().map_err(Error::io("write", home.trees().root()))?.commit()?;
             if with_toc {
-                return Ok(crate::stargz::store(home, &hold, compression.level, &cancel)?);
+                return Ok(crate::stargz::store(home, &hold, compression.level, second, &cancel)?);
             }
             let diff_id = hasher.finish();
             home.content().set_label(hold.digest(), UNCOMPRESSED, diff_id.as_str());

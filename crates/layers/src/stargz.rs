@@ -9,7 +9,7 @@ use content::Hold;
 use oci::{Descriptor, Digest, Hasher};
 use task::Cancel;
 
-use crate::blobs::UNCOMPRESSED;
+use crate::blobs::{Begun, UNCOMPRESSED};
 use crate::compress::{CompressionKind, CompressionRoom, Queue};
 use crate::decompress::Hashed;
 use crate::error::{Error, Result};
@@ -63,11 +63,11 @@ pub(crate) fn write(
 }
 
 /// Makes such a blob of `source`, a blob with any compression, and describes it. Blocks, within the runtime.
-pub(crate) fn store(home: &Layers, source: &Hold, level: Option<i32>, cancel: &Cancel) -> Result<(Hold, Descriptor)> {
+pub(crate) fn store(home: &Layers, source: &Hold, level: Option<i32>, begun: Option<Begun>, cancel: &Cancel) -> Result<(Hold, Descriptor)> {
     let failed = |error: TarError| Error::Unpack { digest: source.digest().clone(), source: error.into() };
     let blob = BufReader::with_capacity(256 << 10, home.content().open_blob(source.digest())?);
     let plain = crate::decompress::decompress(blob).map_err(|e| failed(e.into()))?;
-    let mut ingest = home.content().ingest_once()?;
+    let mut ingest = crate::blobs::ingest(home, CompressionKind::Estargz, begun)?;
     let plain = Hashed::new(plain, cancel.clone());
     let written = write(plain, &mut ingest, level, home.0.budget.compression.clone()).map_err(failed)?;
     let hold = ingest.commit()?;

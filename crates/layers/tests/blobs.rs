@@ -305,3 +305,75 @@ async fn deep_stacks_are_flattened() {
     assert!(target.path().join("d5/229").exists());
     mounted.unmount().unwrap();
 }
+
+/// Bytes that do not get smaller.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_can_be_read_while_it_grows() {
+    let home = Home::new();
+    let layers = home.open();
+    let large = run(&layers, None, 1, |root| std::fs::write(root.join("noise"), noise(12 << 20)).unwrap());
+    for kind in [CompressionKind::Gzip, CompressionKind::Zstd, CompressionKind::Estargz] {
+        let readers = Arc::new(Mutex::new(Vec::new()));
+        let started = readers.clone();
+        let read = move |told, mut growing: content::Growing| {
+            assert_eq!(told, kind);
+            let reader = task::spawn("reader", async move {
+                let (mut all, mut early) = (Vec::new(), None);
+                loop {
+                    let chunk = growing.read(all.len() as u64).await.unwrap();
+                    if chunk.is_empty() {
+                        return (all, early.unwrap(), growing.whole().await.unwrap().digest().clone());
+                    }
+                    all.extend_from_slice(&chunk);
+                    early.get_or_insert(all.len());
+                }
+            });
+            started.lock().unwrap().push(reader);
+        };
+        let compression = Compression { kind, level: None, force: true };
+        let made = large.blobs_as_they_grow(compression, Some(Arc::new(read)), &Cancel::new(), &Reporter::silent()).await.unwrap();
+        let reader = readers.lock().unwrap().pop().unwrap();
+        let (bytes, early, digest) = reader.join().await.unwrap();
+        assert_eq!((&digest, Digest::of(&bytes)), (&made[0].descriptor.digest, digest.clone()), "{kind:?}");
+        assert!(early < bytes.len(), "{kind:?}: something could be read before the end");
+        assert!(readers.lock().unwrap().is_empty(), "{kind:?}: only what leaves is announced");
+    }
+    // What there is is not made again.
+    let never = Arc::new(|_, _| panic!("nothing is made"));
+    let compression = Compression { kind: CompressionKind::Zstd, level: None, force: true };
+    large.blobs_as_they_grow(compression, Some(never), &Cancel::new(), &Reporter::silent()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_whose_making_is_cancelled_leaves_nothing() {
+    let home = Home::new();
+    let layers = home.open();
+    let large = run(&layers, None, 1, |root| std::fs::write(root.join("noise"), noise(12 << 20)).unwrap());
+    let cancel = Cancel::new();
+    let (stop, (sender, told)) = (cancel.clone(), tokio::sync::oneshot::channel());
+    let sender = Mutex::new(Some(sender));
+    let begun = move |_, growing: content::Growing| {
+        sender.lock().unwrap().take().unwrap().send(growing).ok().unwrap();
+        stop.cancel("enough");
+    };
+    let compression = Compression { kind: CompressionKind::Zstd, level: None, force: true };
+    let outcome = large.blobs_as_they_grow(compression, Some(Arc::new(begun)), &cancel, &Reporter::silent()).await;
+    assert_eq!(outcome.unwrap_err().kind(), fault::Kind::Canceled);
+    let mut growing = told.await.unwrap();
+    assert_eq!(growing.whole().await.unwrap_err(), content::GivenUp);
+    drop(growing);
+    let left = |dir: &str| std::fs::read_dir(home.dir.path().join("content").join(dir)).unwrap().count();
+    assert_eq!((left("ingest"), left("blobs/sha256")), (0, 0));
+    assert!(large.blobs_at_hand(compression).is_none());
+}

@@ -151,19 +151,28 @@ impl Repository {
 
     /// Waits until nobody else uploads this blob to this registry: it may be there then, or be had from another repository.
     pub(crate) async fn turn(&self, digest: &Digest) -> Turn {
-        let upload = {
-            let mut uploads = self.client.0.uploads.lock().expect("no holder of this lock panics");
-            uploads.retain(|_, upload| upload.strong_count() > 0);
-            let key = format!("{}@{digest}", self.name.domain());
-            let known = uploads.get(&key).and_then(Weak::upgrade);
-            known.unwrap_or_else(|| {
-                let upload = Arc::new(Upload { gate: Semaphore::new(1), landed: Mutex::default() });
-                uploads.insert(key, Arc::downgrade(&upload));
-                upload
-            })
-        };
+        let upload = self.upload(digest);
         upload.gate.acquire().await.expect("these semaphores are never closed").forget();
         Turn { upload }
+    }
+
+    /// `None`: somebody else uploads it at this moment.
+    pub(crate) fn try_turn(&self, digest: &Digest) -> Option<Turn> {
+        let upload = self.upload(digest);
+        upload.gate.try_acquire().ok()?.forget();
+        Some(Turn { upload })
+    }
+
+    fn upload(&self, digest: &Digest) -> Arc<Upload> {
+        let mut uploads = self.client.0.uploads.lock().expect("no holder of this lock panics");
+        uploads.retain(|_, upload| upload.strong_count() > 0);
+        let key = format!("{}@{digest}", self.name.domain());
+        let known = uploads.get(&key).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let upload = Arc::new(Upload { gate: Semaphore::new(1), landed: Mutex::default() });
+            uploads.insert(key, Arc::downgrade(&upload));
+            upload
+        })
     }
 
     /// Waits for a place among this registry's transfers. JSON documents have one more than blobs, so that a manifest need not wait for layers.

@@ -68,6 +68,13 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
+impl Timeouts {
+    /// For the answer to a request that carries so many bytes. A large one may take its time.
+    pub(crate) fn for_upload(&self, bytes: u64) -> Duration {
+        self.answer + Duration::from_secs(bytes / (64 << 10))
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

@@ -19,6 +19,7 @@ mod payload;
 mod push;
 mod referrers;
 mod resolve;
+mod stream;
 mod tls;
 mod transport;
 mod web;

@@ -1,8 +1,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt as _};
 use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
 
@@ -43,6 +44,26 @@ impl Payload {
             Self::Bytes(bytes) => Full::new(bytes.clone()).map_err(|never| match never {}).boxed_unsync(),
             Self::File { file, offset, size } => file_body(file.clone(), *offset, *size, progress),
         }
+    }
+}
+
+/// A body of unknown length that cannot be sent again.
+#[derive(Clone)]
+pub(crate) struct Once(Arc<Mutex<Option<Body>>>);
+
+impl Once {
+    pub fn new(chunks: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Self {
+        let body = StreamBody::new(chunks.map_ok(Frame::data)).boxed_unsync();
+        Self(Arc::new(Mutex::new(Some(body))))
+    }
+
+    /// The body, and to who comes later one that fails.
+    pub fn take(&self) -> Body {
+        let body = self.0.lock().expect("no holder of this lock panics").take();
+        body.unwrap_or_else(|| {
+            let gone = std::io::Error::other("what was streamed cannot be sent again");
+            StreamBody::new(futures_util::stream::iter([Err(gone)])).boxed_unsync()
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{ACCEPT, LOCATION};
 use http::{Method, StatusCode, Uri};
-use oci::{Descriptor, Reference, media};
+use oci::{Descriptor, Digest, Reference, media};
 
 use crate::auth::{Scopes, escape};
 use crate::client::{Repository, accepting};
@@ -23,7 +23,7 @@ pub enum Pushed {
     Uploaded,
 }
 
-enum Start {
+pub(crate) enum Start {
     Done(Pushed),
     UploadTo(Uri),
 }
@@ -94,19 +94,35 @@ impl Repository {
             Start::Done(pushed) => return Ok(pushed),
             Start::UploadTo(target) => target,
         };
-        let foreign = origin(&target) != origin(&self.url(&endpoint, "", &[])?);
+        self.complete(&endpoint, &target, &descriptor.digest, payload, progress).await
+    }
+
+    /// Sends what is left of a blob, or all of it, and ends its upload.
+    pub(crate) async fn complete(
+        &self,
+        endpoint: &Endpoint,
+        target: &Uri,
+        digest: &Digest,
+        payload: Payload,
+        progress: Option<Progress>,
+    ) -> Result<Pushed> {
         let separator = if target.query().is_some() { '&' } else { '?' };
-        let text = format!("{target}{separator}digest={}", escape(descriptor.digest.as_str()));
+        let text = format!("{target}{separator}digest={}", escape(digest.as_str()));
         let uri =
             text.parse().map_err(|_| RegistryError::Answer { url: endpoint.host.clone(), problem: "an unusable upload address".into() })?;
         let mut call = Call::new(Method::PUT, uri).payload("application/octet-stream", payload);
         call.progress = progress;
-        // An upload that was sent elsewhere carries its own authority; ours stays here.
-        let answer = if foreign { self.endpoints().send(&endpoint, call).await? } else { self.send_push(&endpoint, call).await? };
+        let answer = self.send_to(endpoint, target, call).await?;
         match answer.status() {
             StatusCode::OK | StatusCode::CREATED | StatusCode::NO_CONTENT => Ok(Pushed::Uploaded),
             _ => Err(refused(answer).await),
         }
+    }
+
+    /// Sends to the address of an upload. One that is elsewhere carries its own authority; ours stays here.
+    pub(crate) async fn send_to(&self, endpoint: &Endpoint, target: &Uri, call: Call) -> Result<Answer> {
+        let foreign = origin(target) != origin(&self.url(endpoint, "", &[])?);
+        if foreign { self.endpoints().send(endpoint, call).await } else { self.send_push(endpoint, call).await }
     }
 
     /// Puts a manifest or index under its digest, and under `tag` if one is given.
@@ -140,7 +156,7 @@ impl Repository {
     }
 
     /// `None` for what is not there, or not ours to see: the upload that follows will tell.
-    async fn head(&self, endpoint: &Endpoint, suffix: &str, media_type: &str) -> Result<Option<Answer>> {
+    pub(crate) async fn head(&self, endpoint: &Endpoint, suffix: &str, media_type: &str) -> Result<Option<Answer>> {
         let call = accepting(Call::new(Method::HEAD, self.url(endpoint, suffix, &[])?), media_type);
         let answer = match self.send(endpoint, &self.scopes(true), true, call).await {
             Err(RegistryError::Unauthorized { .. }) => return Ok(None),
@@ -169,7 +185,7 @@ impl Repository {
         }
     }
 
-    async fn start_upload(&self, endpoint: &Endpoint, query: &[String], scopes: &Scopes) -> Result<Start> {
+    pub(crate) async fn start_upload(&self, endpoint: &Endpoint, query: &[String], scopes: &Scopes) -> Result<Start> {
         let uri = self.url(endpoint, "blobs/uploads/", query)?;
         let call = Call::new(Method::POST, uri).header(ACCEPT, "*/*");
         let answer = self.send(endpoint, scopes, true, call).await.map_err(push_denied)?;
@@ -217,7 +233,7 @@ fn push_denied(error: RegistryError) -> RegistryError {
     }
 }
 
-async fn refused(answer: Answer) -> RegistryError {
+pub(crate) async fn refused(answer: Answer) -> RegistryError {
     let unauthorized = answer.status() == StatusCode::UNAUTHORIZED;
     let error = answer.unexpected().await;
     if unauthorized { RegistryError::PushDenied { source: Box::new(error) } } else { error }

@@ -15,7 +15,7 @@ use rustls::RootCertStore;
 use crate::config::{Config, Host, Timeouts};
 use crate::connect::Connector;
 use crate::error::{RegistryError, Result, TransportError};
-use crate::payload::{Body, Payload, Progress};
+use crate::payload::{Body, Once, Payload, Progress};
 use crate::tls;
 
 const MAX_REDIRECTS: usize = 10;
@@ -33,12 +33,14 @@ pub(crate) struct Call {
     pub uri: Uri,
     pub headers: HeaderMap,
     pub payload: Payload,
+    /// Sent instead of the payload, in chunks.
+    pub stream: Option<Once>,
     pub progress: Option<Progress>,
 }
 
 impl Call {
     pub fn new(method: Method, uri: Uri) -> Self {
-        Self { method, uri, headers: HeaderMap::new(), payload: Payload::empty(), progress: None }
+        Self { method, uri, headers: HeaderMap::new(), payload: Payload::empty(), stream: None, progress: None }
     }
 
     pub fn header(mut self, name: http::header::HeaderName, value: &str) -> Self {
@@ -51,6 +53,12 @@ impl Call {
 
     pub fn payload(mut self, content_type: &str, payload: Payload) -> Self {
         self.payload = payload;
+        self.header(CONTENT_TYPE, content_type)
+    }
+
+    /// Carries what can be sent once only and is of unknown length.
+    pub fn stream(mut self, content_type: &str, body: Once) -> Self {
+        self.stream = Some(body);
         self.header(CONTENT_TYPE, content_type)
     }
 }
@@ -94,16 +102,20 @@ impl Transport {
     }
 
     async fn send_once(&self, call: &Call) -> std::result::Result<Response<Incoming>, TransportError> {
-        let mut request = http::Request::new(call.payload.body(call.progress.clone()));
+        let body = call.stream.as_ref().map_or_else(|| call.payload.body(call.progress.clone()), Once::take);
+        let mut request = http::Request::new(body);
         *request.method_mut() = call.method.clone();
         *request.uri_mut() = call.uri.clone();
         *request.headers_mut() = call.headers.clone();
-        if !matches!(call.method, Method::GET | Method::HEAD) {
+        if call.stream.is_none() && !matches!(call.method, Method::GET | Method::HEAD) {
             request.headers_mut().insert(CONTENT_LENGTH, call.payload.size().into());
         }
         let answer = self.client.request(request);
-        // A large upload may take as long as it takes; the stall guard is the connection's.
-        let limit = self.timeouts.answer + Duration::from_secs(call.payload.size() / (64 << 10));
+        if call.stream.is_some() {
+            // Takes as long as what it is made of; who sends it knows when to give up.
+            return answer.await.map_err(classify);
+        }
+        let limit = self.timeouts.for_upload(call.payload.size());
         match tokio::time::timeout(limit, answer).await {
             Err(_) => Err(TransportError::Timeout),
             Ok(Err(error)) => Err(classify(error)),
@@ -125,7 +137,7 @@ fn redirect(call: &Call, response: &Response<Incoming>) -> Result<Option<Call>> 
     let mut next = call.clone();
     if see_other && !matches!(call.method, Method::GET | Method::HEAD) {
         next.method = Method::GET;
-        next.payload = Payload::empty();
+        (next.payload, next.stream) = (Payload::empty(), None);
         next.headers.remove(CONTENT_TYPE);
     }
     next.headers.remove(HOST);

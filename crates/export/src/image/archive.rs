@@ -106,7 +106,7 @@ impl Exporter for ArchiveExporter {
             Epoch::At(seconds) => Timestamp::from_unix(seconds, 0),
             _ => Timestamp::from_unix(Timestamp::from(SystemTime::now()).unix_seconds(), 0),
         };
-        let (image, blobs) = make(source, metadata, given.clone(), options, &self.store, context).await?;
+        let (image, blobs) = make(source, metadata, given.clone(), options, None, &self.store, context).await?;
         let mut root = image.root.descriptor.clone();
         root.annotations.entry(CREATED.into()).or_insert_with(|| created.to_string());
         let mut response = response(&image, &root);

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use content::Store;
 use fault::{Fault, Result};
-use layers::{Compression, Layer};
+use layers::{Begun, Compression, Layer};
 use oci::{Descriptor, Digest, gojson};
 use registry::Client;
 
@@ -15,6 +15,7 @@ use crate::attestation::Written;
 use crate::attrs::Attrs;
 use crate::image::assemble::{Draft, Image, Part, assemble};
 use crate::image::blobs::Blobs;
+use crate::image::early::Early;
 use crate::image::options::{ImageOptions, Settled};
 use crate::image::packing::{Parts, pack};
 use crate::image::push::{Target, push_all};
@@ -73,7 +74,11 @@ impl Exporter for ImageExporter {
         metadata.extend(self.metadata.clone());
         let options = self.options.settle("image", &metadata, !source.attestations.is_empty(), false)?;
         let given = self.options.names(&metadata);
-        let (image, blobs) = make(source, metadata, given.clone(), options, &self.store, context).await?;
+        let (client, sessions) = (self.client.clone(), context.sessions.clone());
+        let target = Target { client, sessions, insecure: self.insecure, by_digest: self.by_digest };
+        let early = given.split(',').next().filter(|_| self.push).and_then(|name| Early::new(&target, name, &self.store, &context.cancel));
+        let begun = early.as_ref().map(Early::begun);
+        let (image, blobs) = make(source, metadata, given.clone(), options, begun, &self.store, context).await?;
         let names = self.names(given, &image);
         let mut response = response(&image, &image.root.descriptor);
         if !names.is_empty() {
@@ -83,25 +88,24 @@ impl Exporter for ImageExporter {
             Exported { response, descriptor: Some(image.root.descriptor.clone()), holds: image.holds.clone(), finalize: None };
         if self.push && !names.is_empty() {
             let names: Vec<String> = names.split(',').map(str::to_owned).collect();
-            let (client, sessions) = (self.client.clone(), context.sessions.clone());
-            let target = Target { client, sessions, insecure: self.insecure, by_digest: self.by_digest };
             let (cancel, reporter) = (context.cancel.clone(), context.reporter.clone());
-            exported.finalize = Some(Box::pin(async move { push_all(&image, &blobs, &names, &target, &cancel, &reporter).await }));
+            exported.finalize = Some(Box::pin(async move { push_all(&image, &blobs, &names, &target, early, &cancel, &reporter).await }));
         }
         Ok(exported)
     }
 }
 
-/// Packs the layers and writes the documents. `names` are what statements are about.
+/// Packs the layers and writes the documents. `names` are what statements are about; `begun` is told of layers that are made now.
 pub async fn make(
     source: &Source,
     metadata: BTreeMap<String, Bytes>,
     names: String,
     options: Settled,
+    begun: Option<Begun>,
     store: &Store,
     context: &Context,
 ) -> Result<(Image, Blobs)> {
-    let Parts { parts, layers, holds } = context.cancel.run(pack(source, &metadata, &options, context)).await?;
+    let Parts { parts, layers, holds } = context.cancel.run(pack(source, &metadata, &options, begun, context)).await?;
     let attestations = context.cancel.run(write(source, &parts, &layers, context)).await?;
     let draft = Draft { parts, is_map: source.is_map, metadata, attestations, names };
     let (own, reporter) = (store.clone(), context.reporter.clone());

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use content::Hold;
 use fault::{Fault, Result};
 use futures_util::future::{join_all, try_join_all};
-use layers::{Compression, Layer, LayerBlob, REWRITTEN};
+use layers::{Begun, Compression, Layer, LayerBlob, REWRITTEN};
 use oci::{Digest, ImageConfig, Timestamp};
 
 use crate::api::{Context, PlatformResult, Source};
@@ -30,14 +30,22 @@ struct One {
     holds: Vec<Hold>,
 }
 
-/// All platforms at once; each blob is made only once.
-pub async fn pack(source: &Source, metadata: &BTreeMap<String, Bytes>, options: &Settled, context: &Context) -> Result<Parts> {
+/// All platforms at once; each blob is made only once. `begun` is told of those that are made now and are to leave.
+pub async fn pack(
+    source: &Source,
+    metadata: &BTreeMap<String, Bytes>,
+    options: &Settled,
+    begun: Option<Begun>,
+    context: &Context,
+) -> Result<Parts> {
+    // Those whose times are clamped are others than those that leave.
+    let (first, second) = if options.rewrite_timestamps { (None, begun) } else { (begun, None) };
     let mut packed = {
         let _row = context.reporter.row("exporting layers", "", 0);
-        try_join_all(source.results.iter().map(|result| pack_one(result, options.compression, context))).await?
+        try_join_all(source.results.iter().map(|result| pack_one(result, options.compression, first.clone(), context))).await?
     };
     if options.rewrite_timestamps {
-        try_join_all(packed.iter_mut().map(|one| rewrite(one, metadata, options, context))).await?;
+        try_join_all(packed.iter_mut().map(|one| rewrite(one, metadata, options, second.clone(), context))).await?;
     }
     let mut all = Parts { parts: Vec::new(), layers: BTreeMap::new(), holds: Vec::new() };
     for One { part, blobs, holds } in packed {
@@ -54,10 +62,10 @@ pub async fn pack(source: &Source, metadata: &BTreeMap<String, Bytes>, options: 
     Ok(all)
 }
 
-async fn pack_one(result: &PlatformResult, compression: Compression, context: &Context) -> Result<One> {
+async fn pack_one(result: &PlatformResult, compression: Compression, begun: Option<Begun>, context: &Context) -> Result<One> {
     let mut part = Part { id: result.id.clone(), platform: result.platform.clone(), layers: Vec::new() };
     let Some(layer) = &result.layer else { return Ok(One { part, blobs: Vec::new(), holds: Vec::new() }) };
-    let blobs = layer.blobs(compression, &context.cancel, &context.reporter).await?;
+    let blobs = layer.blobs_as_they_grow(compression, begun, &context.cancel, &context.reporter).await?;
     let packed = |blob: &LayerBlob| Packed {
         descriptor: blob.descriptor.clone(),
         facts: LayerFacts { diff_id: blob.diff_id.clone(), created: Some(blob.created), description: blob.description.clone() },
@@ -68,7 +76,13 @@ async fn pack_one(result: &PlatformResult, compression: Compression, context: &C
 
 /// Clamps the times of files in all layers but those of the base image. Without an epoch there is nothing to clamp to, and as BuildKit we go on
 /// without; a layer that resists stays as it is.
-async fn rewrite(one: &mut One, metadata: &BTreeMap<String, Bytes>, options: &Settled, context: &Context) -> Result<()> {
+async fn rewrite(
+    one: &mut One,
+    metadata: &BTreeMap<String, Bytes>,
+    options: &Settled,
+    begun: Option<Begun>,
+    context: &Context,
+) -> Result<()> {
     let Some(epoch) = options.epoch.resolve(metadata, &one.part.id)? else {
         tracing::warn!("rewrite-timestamp is specified, but no source-date-epoch was found");
         return Ok(());
@@ -82,7 +96,7 @@ async fn rewrite(one: &mut One, metadata: &BTreeMap<String, Bytes>, options: &Se
     let rewritten = join_all(one.blobs[untouched..].iter().map(|blob| async {
         match done(blob) {
             true => None,
-            false => Some(blob.retimed(epoch, options.compression, &context.cancel, &context.reporter).await),
+            false => Some(blob.retimed(epoch, options.compression, begun.clone(), &context.cancel, &context.reporter).await),
         }
     }))
     .await;

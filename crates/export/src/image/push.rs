@@ -12,6 +12,7 @@ use task::Cancel;
 
 use crate::image::assemble::Image;
 use crate::image::blobs::Blobs;
+use crate::image::early::Early;
 
 /// How and for whom to push.
 #[derive(Clone)]
@@ -24,16 +25,39 @@ pub struct Target {
     pub by_digest: bool,
 }
 
-/// Pushes `image` under each of `names`, one after the other.
-pub async fn push_all(image: &Image, blobs: &Blobs, names: &[String], target: &Target, cancel: &Cancel, reporter: &Reporter) -> Result<()> {
+impl Target {
+    pub fn repository(&self, reference: &Reference, reporter: &Reporter) -> Repository {
+        let access = Access { credentials: Arc::new(self.sessions.clone()), reporter: reporter.clone() };
+        self.client.repository(reference, access).insecure(self.insecure)
+    }
+}
+
+/// Pushes `image` under each of `names`, one after the other, once what is on its way has arrived.
+pub async fn push_all(
+    image: &Image,
+    blobs: &Blobs,
+    names: &[String],
+    target: &Target,
+    early: Option<Early>,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<()> {
     for name in names {
-        let pushing = push(image, blobs, name, target, cancel, reporter);
+        let pushing = push(image, blobs, name, target, early.as_ref(), cancel, reporter);
         cancel.run(pushing).await.with_context(|| format!("failed to push {name}"))?;
     }
     Ok(())
 }
 
-async fn push(image: &Image, blobs: &Blobs, name: &str, target: &Target, cancel: &Cancel, reporter: &Reporter) -> Result<()> {
+async fn push(
+    image: &Image,
+    blobs: &Blobs,
+    name: &str,
+    target: &Target,
+    early: Option<&Early>,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<()> {
     let reference: Reference = name.parse().map_err(|e: oci::ReferenceError| Fault::invalid(e.to_string()))?;
     let root = &image.root.descriptor;
     if target.by_digest && (reference.tag().is_some() || reference.digest().is_some()) {
@@ -42,12 +66,14 @@ async fn push(image: &Image, blobs: &Blobs, name: &str, target: &Target, cancel:
     let tag = if target.by_digest { None } else { reference.clone().or_latest().tag().map(str::to_owned) };
     let shown =
         if target.by_digest { reference.name() } else { reference.clone().or_latest().with_digest(root.digest.clone()).to_string() };
-    let access = Access { credentials: Arc::new(target.sessions.clone()), reporter: reporter.clone() };
-    let repository = target.client.repository(&reference, access).insecure(target.insecure);
+    let repository = target.repository(&reference, reporter);
     let transfer = Transfer { repository: &repository, reference: &reference, blobs, cancel, reporter };
 
     {
         let _row = reporter.row("pushing layers", "", 0);
+        if let Some(early) = early {
+            early.landed().await;
+        }
         let mut wanted: BTreeMap<&Digest, &Descriptor> = BTreeMap::new();
         for blob in image.documents().flat_map(|document| &document.blobs) {
             if !is_foreign(blob) {
@@ -69,16 +95,17 @@ fn is_foreign(blob: &Descriptor) -> bool {
     media::LayerType::parse(&blob.media_type).is_some_and(|kind| kind.foreign)
 }
 
-struct Transfer<'a> {
-    repository: &'a Repository,
-    reference: &'a Reference,
-    blobs: &'a Blobs,
-    cancel: &'a Cancel,
-    reporter: &'a Reporter,
+pub struct Transfer<'a> {
+    pub repository: &'a Repository,
+    pub reference: &'a Reference,
+    pub blobs: &'a Blobs,
+    pub cancel: &'a Cancel,
+    pub reporter: &'a Reporter,
 }
 
 impl Transfer<'_> {
-    async fn blob(&self, blob: &Descriptor) -> Result<()> {
+    /// Sends a blob, or sees that the repository has it.
+    pub async fn blob(&self, blob: &Descriptor) -> Result<()> {
         let with_sources = self.with_sources(blob)?;
         let from = registry::mount_candidate(self.reference, &with_sources.annotations);
         if self.repository.take(blob, from).await?.is_none() {
@@ -88,7 +115,12 @@ impl Transfer<'_> {
             let payload = Payload::File { file: Arc::new(reader.file().try_clone()?), offset: 0, size: reader.size() };
             self.repository.push_blob(blob, payload, None).await?;
         }
-        self.remember(blob, &with_sources)
+        self.note(blob, &with_sources)
+    }
+
+    /// Labels a layer that the repository has now with where it can be mounted from next time.
+    pub fn remember(&self, blob: &Descriptor) -> Result<()> {
+        self.note(blob, &self.with_sources(blob)?)
     }
 
     /// With what earlier pushes and pulls of the blob left on it.
@@ -99,8 +131,7 @@ impl Transfer<'_> {
         Ok(blob)
     }
 
-    /// Labels a layer with where it can be mounted from next time.
-    fn remember(&self, blob: &Descriptor, known: &Descriptor) -> Result<()> {
+    fn note(&self, blob: &Descriptor, known: &Descriptor) -> Result<()> {
         if media::LayerType::parse(&blob.media_type).is_none() || self.blobs.store().has(&blob.digest)?.is_none() {
             return Ok(());
         }

@@ -38,6 +38,8 @@ pub enum Act {
     Cut(usize),
     /// Close the connection without an answer.
     Hang,
+    /// Close it once so many bytes of the request's body have come.
+    Break(usize),
 }
 
 type Hook = Box<dyn FnMut(&Seen) -> Act + Send>;
@@ -60,7 +62,8 @@ pub enum Login {
 pub struct State {
     pub blobs: HashMap<(String, String), Bytes>,
     pub manifests: HashMap<(String, String), (String, Bytes)>,
-    pub uploads: HashMap<String, String>,
+    /// The repository and what came so far.
+    pub uploads: HashMap<String, (String, Vec<u8>)>,
     pub seen: Vec<Seen>,
     pub login: Login,
     pub tokens: HashMap<String, String>,
@@ -169,7 +172,7 @@ impl Fake {
             query: request.uri().query().unwrap_or_default().to_owned(),
             headers: request.headers().clone(),
         };
-        let (mut cut, delay) = (None, self.state.lock().unwrap().delay);
+        let (mut cut, mut broken, delay) = (None, None, self.state.lock().unwrap().delay);
         {
             let mut state = self.state.lock().unwrap();
             state.seen.push(seen.clone());
@@ -185,13 +188,29 @@ impl Fake {
                     return Ok(reply);
                 }
                 Some(Act::Cut(bytes)) => cut = Some(bytes),
+                Some(Act::Break(bytes)) => broken = Some(bytes),
                 Some(Act::Hang) => {
                     state.running -= 1;
                     return Err(std::io::Error::other("hung up"));
                 }
             }
         }
-        let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        let mut body = request.into_body();
+        if let Some(bytes) = broken {
+            let mut read = 0;
+            while read < bytes {
+                read += body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+            }
+            self.state.lock().unwrap().running -= 1;
+            return Err(std::io::Error::other("hung up"));
+        }
+        let body = match body.collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(_) => {
+                self.state.lock().unwrap().running -= 1;
+                return Err(std::io::Error::other("the client hung up"));
+            }
+        };
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -263,15 +282,25 @@ impl State {
                 }
                 self.next += 1;
                 let id = format!("u{}", self.next);
-                self.uploads.insert(id.clone(), repository.into());
+                self.uploads.insert(id.clone(), (repository.into(), Vec::new()));
                 let location = format!("/v2/{repository}/blobs/uploads/{id}?_state=secret");
                 Response::builder().status(202).header("Location", location).body(full(Bytes::new())).unwrap()
             }
+            ("PATCH", "uploads") => {
+                let Some((_, data)) = self.uploads.get_mut(name) else { return status(404, "") };
+                data.extend_from_slice(&body);
+                // The state has to be taken from here.
+                let location = format!("/v2/{repository}/blobs/uploads/{name}?_state=patched");
+                Response::builder().status(202).header("Location", location).body(full(Bytes::new())).unwrap()
+            }
+            ("DELETE", "uploads") => status(if self.uploads.remove(name).is_some() { 204 } else { 404 }, ""),
             ("PUT", "uploads") => {
                 let digest = parameter(&seen.query, "digest").unwrap();
-                if self.uploads.remove(name).is_none() {
+                let Some((_, mut data)) = self.uploads.remove(name) else {
                     return status(404, r#"{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}"#);
-                }
+                };
+                data.extend_from_slice(&body);
+                let body = Bytes::from(data);
                 if Digest::of(&body).to_string() != digest {
                     return status(
                         400,
