@@ -7,7 +7,7 @@
 //! `image/push.rs` and `image/archive.rs` take them out. Files: `tree.rs` says what a tree is, `send.rs` and `tarball.rs` take it out.
 //!
 //! Invariants: for the same layers and attributes the documents are byte for byte those of BuildKit; attributes are checked before any work is done;
-//! nothing is pushed before all exporters of a build are done ([`Exported::finalize`]).
+//! no manifest is pushed before all exporters of a build are done ([`Exported::finalize`]), though layers may be on their way before that.
 mod annotations;
 mod api;
 mod attestation;
