@@ -1,7 +1,7 @@
 //! The sending side of the file transfer protocol: entries first, then the files that the receiver asks for.
 use std::collections::HashMap;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc as sync_mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,8 +19,11 @@ use crate::tree::{Entry, Shared};
 const READERS: usize = 4;
 /// Bytes of a file in one packet.
 const CHUNK: usize = 128 << 10;
-/// Entries that go to the stream together.
+/// Packets that go to the stream together, and about how many bytes of files may be in them.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 256 << 10;
+/// Files that one reader takes at a time.
+const SHARE: usize = 16;
 /// Batches that wait for the stream.
 const QUEUE: usize = 8;
 /// Progress is told this often.
@@ -35,7 +38,15 @@ pub async fn send(tree: Shared, stream: Box<dyn FileStream>, cancel: &Cancel, ro
 
 type Batch = Vec<Packet>;
 /// Regular files that were announced and not yet asked for.
-type Files = Arc<Mutex<HashMap<u32, PathBuf>>>;
+type Files = Arc<Mutex<HashMap<u32, Wanted>>>;
+
+/// A file that may be asked for, or was.
+struct Wanted {
+    id: u32,
+    path: PathBuf,
+    /// As it was announced; only says how much memory to take.
+    size: u64,
+}
 
 /// The walker and the readers have threads of their own, which end when their channels do.
 async fn transfer(tree: Shared, stream: Box<dyn FileStream>, row: Row) -> Result<()> {
@@ -136,19 +147,30 @@ fn size(packet: &Packet) -> u64 {
 }
 
 /// Takes requests until the receiver has all it wants.
-async fn listen(source: &mut Box<dyn PacketSource>, files: Files, requests: sync_mpsc::Sender<(u32, PathBuf)>) -> Result<()> {
+async fn listen(source: &mut Box<dyn PacketSource>, files: Files, requests: sync_mpsc::Sender<Vec<Wanted>>) -> Result<()> {
     loop {
-        match source.receive().await? {
-            Some(Packet::Request { id }) => {
-                let path = files.lock().expect("no holder of this lock panics").remove(&id);
-                let path = path.ok_or_else(|| Fault::invalid(format!("invalid file id {id}")))?;
-                // Readers that are gone have said why.
-                let _ = requests.send((id, path));
+        let mut share = Vec::new();
+        let packets = source.receive_some().await?;
+        if packets.is_empty() {
+            return Err(Fault::new(Kind::Unavailable, "the client ended the transfer before it had all files"));
+        }
+        for packet in packets {
+            match packet {
+                Packet::Request { id } => {
+                    let wanted = files.lock().expect("no holder of this lock panics").remove(&id);
+                    share.push(wanted.ok_or_else(|| Fault::invalid(format!("invalid file id {id}")))?);
+                    if share.len() == SHARE {
+                        // Readers that are gone have said why.
+                        let _ = requests.send(std::mem::take(&mut share));
+                    }
+                }
+                Packet::Fin => return Ok(()),
+                Packet::Error(text) => return Err(Fault::new(Kind::Unknown, format!("error from receiver: {text}"))),
+                _ => {}
             }
-            Some(Packet::Fin) => return Ok(()),
-            Some(Packet::Error(text)) => return Err(Fault::new(Kind::Unknown, format!("error from receiver: {text}"))),
-            Some(_) => {}
-            None => return Err(Fault::new(Kind::Unavailable, "the client ended the transfer before it had all files")),
+        }
+        if !share.is_empty() {
+            let _ = requests.send(share);
         }
     }
 }
@@ -158,7 +180,8 @@ fn walk(tree: &Shared, files: Files, packets: &mpsc::Sender<Result<Batch>>) {
     let mut id = 0;
     let mut announce = |entry: Entry| {
         if entry.is_file() {
-            files.lock().expect("no holder of this lock panics").insert(id, entry.path.clone());
+            let wanted = Wanted { id, path: entry.path.clone(), size: entry.size };
+            files.lock().expect("no holder of this lock panics").insert(id, wanted);
         }
         id += 1;
         batch.push(Packet::Stat(entry.into_stat()?));
@@ -173,49 +196,60 @@ fn walk(tree: &Shared, files: Files, packets: &mpsc::Sender<Result<Batch>>) {
     let _ = packets.blocking_send(outcome.map(|()| batch));
 }
 
-fn read_files(tree: &Shared, queue: &Mutex<sync_mpsc::Receiver<(u32, PathBuf)>>, packets: &mpsc::Sender<Result<Batch>>) {
-    let mut buffer = vec![0; CHUNK];
+fn read_files(tree: &Shared, queue: &Mutex<sync_mpsc::Receiver<Vec<Wanted>>>, packets: &mpsc::Sender<Result<Batch>>) {
     loop {
         let next = queue.lock().expect("no holder of this lock panics").recv();
-        let Ok((id, path)) = next else { return };
-        if let Err(fault) = read_file(tree, id, &path, &mut buffer, packets) {
-            let _ = packets.blocking_send(Err(fault.context(format!("failed to send {}", path.display()))));
+        let Ok(share) = next else { return };
+        let mut out = Outbox { batch: Batch::new(), bytes: 0, packets };
+        for wanted in &share {
+            if let Err(fault) = read_file(tree, wanted, &mut out) {
+                let _ = packets.blocking_send(Err(fault.context(format!("failed to send {}", wanted.path.display()))));
+                return;
+            }
+        }
+        if out.flush().is_err() {
             return;
         }
     }
 }
 
-fn read_file(tree: &Shared, id: u32, path: &Path, buffer: &mut [u8], packets: &mpsc::Sender<Result<Batch>>) -> Result<()> {
-    let mut file = tree.open(path)?;
+fn read_file(tree: &Shared, wanted: &Wanted, out: &mut Outbox) -> Result<()> {
+    let id = wanted.id;
+    let mut file = tree.open(&wanted.path)?;
+    let mut left = wanted.size;
     loop {
-        let filled = fill(&mut *file, buffer)?;
-        let last = filled < buffer.len();
-        let mut batch = Batch::new();
-        if filled > 0 {
-            batch.push(Packet::Data { id, data: Bytes::copy_from_slice(&buffer[..filled]) });
+        // With room for one byte more, the end shows without another round.
+        let mut data = Vec::with_capacity(usize::try_from(left + 1).unwrap_or(CHUNK).min(CHUNK));
+        let read = (&mut *file).take(CHUNK as u64).read_to_end(&mut data)?;
+        left = left.saturating_sub(read as u64);
+        if read > 0 {
+            out.put(Packet::Data { id, data: data.into() }, read)?;
         }
-        if last {
-            batch.push(Packet::Data { id, data: Bytes::new() });
-        }
-        packets.blocking_send(Ok(batch)).map_err(|_| abandoned())?;
-        if last {
-            return Ok(());
+        if read < CHUNK {
+            return out.put(Packet::Data { id, data: Bytes::new() }, 0);
         }
     }
 }
 
-/// Reads until the buffer is full or the file ends.
-fn fill(file: &mut dyn Read, buffer: &mut [u8]) -> Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
+/// Collects what goes to the stream together: files are mostly smaller than what it takes to pass them on.
+struct Outbox<'a> {
+    batch: Batch,
+    bytes: usize,
+    packets: &'a mpsc::Sender<Result<Batch>>,
+}
+
+impl Outbox<'_> {
+    fn put(&mut self, packet: Packet, bytes: usize) -> Result<()> {
+        self.batch.push(packet);
+        self.bytes += bytes;
+        if self.batch.len() >= BATCH || self.bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
     }
-    Ok(filled)
+
+    fn flush(&mut self) -> Result<()> {
+        self.bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() { Ok(()) } else { self.packets.blocking_send(Ok(batch)).map_err(|_| abandoned()) }
+    }
 }
 
 fn abandoned() -> Fault {
@@ -224,6 +258,7 @@ fn abandoned() -> Fault {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
 
     use async_trait::async_trait;
     use progress::Reporter;
@@ -327,6 +362,31 @@ mod tests {
             }
         }
         assert!(contents[&1] == big && contents[&2].is_empty() && contents[&3].len() == CHUNK && contents.len() == 3);
+        client.answer(Packet::Fin).await;
+        assert_eq!(client.packets.recv().await, Some(Packet::Fin));
+        client.end().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn many_small_files_go_together_and_none_gets_lost() {
+        let name = |n: u32| format!("f{n:04}");
+        let tree = (0..1000).fold(Listed::default(), |tree, n| tree.file(&name(n), name(n).repeat(n as usize % 5).as_bytes()));
+        let mut client = start(tree.shared());
+        assert_eq!(client.stats().await.len(), 1000);
+        for id in (0..1000).rev() {
+            client.answer(Packet::Request { id }).await;
+        }
+        let (mut contents, mut open) = (HashMap::<u32, Vec<u8>>::new(), 1000);
+        while open > 0 {
+            match client.packets.recv().await.unwrap() {
+                Packet::Data { data, .. } if data.is_empty() => open -= 1,
+                Packet::Data { id, data } => contents.entry(id).or_default().extend_from_slice(&data),
+                other => panic!("{other:?}"),
+            }
+        }
+        for id in 0..1000 {
+            assert_eq!(contents.remove(&id).unwrap_or_default(), name(id).repeat(id as usize % 5).into_bytes());
+        }
         client.answer(Packet::Fin).await;
         assert_eq!(client.packets.recv().await, Some(Packet::Fin));
         client.end().await.unwrap();

@@ -9,6 +9,7 @@ use rustix::fs::{FileType, Stat};
 
 use crate::TreeId;
 use crate::layer::Layer;
+use crate::xattr::Xattrs;
 
 /// Whether a symbolic link in the last place of a path is followed. Links before it always are, and never out of the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +140,12 @@ impl Entry {
     /// Where the bytes are on this machine. Never to be written to.
     pub fn real_path(&self) -> PathBuf {
         self.layer.fs.join(OsStr::from_bytes(self.rel()))
+    }
+
+    /// Extended attributes of the entry itself, without overlay's own.
+    pub fn xattrs(&self) -> std::io::Result<Xattrs> {
+        // Nothing before the last part is a link: so are trees made, and they stay as they are.
+        Ok(crate::xattr::read(self.real_path().as_os_str().as_bytes())?)
     }
 
     /// Opens a regular file for reading.

@@ -33,7 +33,7 @@ impl LayerTree {
             mtime: self.mtime.unwrap_or_else(|| metadata.mtime.unix_nanos()),
             device: (0, 0),
             link: OsString::new(),
-            xattrs: self.view.xattrs(found.path()).map_err(failed)?,
+            xattrs: found.xattrs()?,
             path,
         };
         entry.xattrs.retain(|key, _| !key.as_bytes().starts_with(b"com.apple."));

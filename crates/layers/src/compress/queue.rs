@@ -20,13 +20,14 @@ impl<T: Send + 'static> Queue<T> {
         Self { room, runtime: tokio::runtime::Handle::current(), running: VecDeque::new() }
     }
 
-    /// Starts `work`, which takes so many MiB, once there is room. What has to be finished for that goes to `take`.
+    /// Starts `work`, which takes so many MiB, once there is room. What is done by then, or has to be for that, goes to `take`.
     pub fn start(
         &mut self,
         mib: u32,
         work: impl FnOnce() -> T + Send + 'static,
         take: &mut dyn FnMut(T) -> io::Result<()>,
     ) -> io::Result<()> {
+        self.take_done(take)?;
         let memory = self.memory(mib, take)?;
         let thread = self.runtime.block_on(self.room.thread());
         let (done, outcome) = oneshot::channel();
@@ -63,10 +64,27 @@ impl<T: Send + 'static> Queue<T> {
         }
     }
 
+    /// Takes what is done already, so that who reads the output need not wait until the memory is used up.
+    fn take_done(&mut self, take: &mut dyn FnMut(T) -> io::Result<()>) -> io::Result<()> {
+        while let Some((first, _)) = self.running.front_mut() {
+            match first.try_recv() {
+                Ok(done) => take(done)?,
+                Err(oneshot::error::TryRecvError::Empty) => break,
+                Err(oneshot::error::TryRecvError::Closed) => return Err(ended()),
+            }
+            self.running.pop_front();
+        }
+        Ok(())
+    }
+
     fn take_first(&mut self, take: &mut dyn FnMut(T) -> io::Result<()>) -> io::Result<()> {
         let Some((first, _memory)) = self.running.pop_front() else { return Ok(()) };
-        take(first.blocking_recv().map_err(|_| io::Error::other("compressing ended early"))?)
+        take(first.blocking_recv().map_err(|_| ended())?)
     }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("compressing ended early")
 }
 
 #[cfg(test)]
