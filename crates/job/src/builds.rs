@@ -14,6 +14,7 @@ use crate::blobs::{self, ContentBlobs};
 use crate::board::{Board, Place};
 use crate::build::Build;
 use crate::contained::FrontendDoor;
+use crate::figures::Tally;
 use crate::gateway::Gateway;
 use crate::history::{Change, Encoding, Ended, History, Listening, Parts, Query, Recording, Retention};
 use crate::progress_hub::Hub;
@@ -60,6 +61,7 @@ pub struct Builds {
     ended: Board<Hub>,
     producers: Producers,
     history: History,
+    tally: Arc<Tally>,
     drain: Drain,
 }
 
@@ -76,6 +78,7 @@ impl Builds {
             ended: Board::default(),
             producers: Producers::default(),
             history,
+            tally: Arc::default(),
             drain: Drain::new(),
         }
     }
@@ -90,6 +93,18 @@ impl Builds {
         }
         let logs = self.history.record(id)?.and_then(|record| record.logs);
         logs.map(|logs| Ok(Progress::Stored(blobs::download(self.worker.content(), &logs.digest, 0, None)?))).transpose()
+    }
+
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    pub(crate) fn running_builds(&self) -> Vec<Arc<Build>> {
+        self.running.all()
     }
 
     /// How many builds run now.
@@ -146,6 +161,7 @@ struct Last {
     /// `None` for internal builds.
     recording: Option<Recording>,
     likes: Likes,
+    tally: Arc<Tally>,
     layers: layers::Layers,
 }
 
@@ -175,14 +191,16 @@ impl Last {
 
     async fn finish(self, outcome: Result<Response>) -> Result<Response> {
         self.close();
-        let Self { place, id, ended, recording, likes, layers } = self;
+        let Self { place, id, ended, recording, likes, tally, layers } = self;
         let build = place.entry();
         if let Some(recording) = recording {
             build.explain_misses(&likes).await;
+            let failure = outcome.as_ref().err().map(Fault::kind);
             let outcome = outcome.as_ref().map(|response| response.exporter.clone()).map_err(Clone::clone);
             let details = Ended { hub: build.hub().clone(), outcome, findings: build.findings.clone(), parent: build.request.parent };
-            if let Err(fault) = recording.complete(details).await {
-                tracing::error!(%fault, build = id, "the build is missing in the history");
+            match recording.complete(details).await {
+                Ok(record) => tally.add(&record, failure),
+                Err(fault) => tracing::error!(%fault, build = id, "the build is missing in the history"),
             }
         }
         linger(&ended, &id, build.hub().clone());
@@ -210,6 +228,7 @@ impl Service for Builds {
             ended: self.ended.clone(),
             recording,
             likes: self.history.likes().clone(),
+            tally: self.tally.clone(),
             layers: self.worker.layers().clone(),
         };
         let ending = Ending { drain: &self.drain, last: Some(last) };

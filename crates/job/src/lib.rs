@@ -16,6 +16,7 @@ mod container;
 mod driven;
 mod entitlement;
 mod exports;
+pub mod figures;
 mod files;
 mod foreign;
 mod gateway;

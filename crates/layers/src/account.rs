@@ -62,8 +62,11 @@ impl Account {
 impl Layers {
     /// Bytes on disk of all trees and blobs. What was just written may be missing for the moment that measuring it takes.
     pub fn used(&self) -> Result<u64> {
-        let trees = u64::try_from(self.0.account.trees.load(Ordering::Acquire)).unwrap_or(0);
-        Ok(trees + self.content().used()?)
+        Ok(self.used_by_trees() + self.content().used()?)
+    }
+
+    pub(crate) fn used_by_trees(&self) -> u64 {
+        u64::try_from(self.0.account.trees.load(Ordering::Acquire)).unwrap_or(0)
     }
 
     /// Adds up what earlier processes measured, and has the rest measured. To be called once.

@@ -118,7 +118,12 @@ impl Layers {
     }
 
     pub(crate) fn has_ceiling(&self) -> bool {
-        self.0.ceiling.bytes.load(Ordering::Acquire) > 0
+        self.ceiling() > 0
+    }
+
+    /// In bytes; 0 is none.
+    pub(crate) fn ceiling(&self) -> u64 {
+        self.0.ceiling.bytes.load(Ordering::Acquire)
     }
 
     fn measure_in_flight(&self) -> Result<u64> {
@@ -130,6 +135,7 @@ impl Layers {
     /// Deletes what is worth least, a slice at a time, until no more than `target` bytes are used.
     fn clear_down_to(&self, target: u64, deleted: &dyn Fn(&LayerId)) -> Result<()> {
         let _turn = self.0.pruning.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.0.deletions.run();
         let now = SystemTime::now();
         let (before, begun) = (self.used()?, Instant::now());
         let mut inventory = Inventory::load(self, |_| true)?;
@@ -152,7 +158,8 @@ impl Layers {
             deleted(&id);
             cleared.add(gone);
             count += 1;
-            let Some((item, _)) = inventory.remove(&id) else { continue };
+            let Some((item, freed)) = inventory.remove(&id) else { continue };
+            self.0.deletions.record(freed);
             for parent in item.parents.iter().filter(|parent| inventory.is_leaf(parent)) {
                 queue.push(*parent, worth(&inventory, parent, now));
             }

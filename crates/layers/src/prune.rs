@@ -41,6 +41,7 @@ impl Layers {
     /// whether to go on. Blocks; a second pruning waits for the first.
     pub fn prune(&self, rules: &[Rule], mut deleted: impl FnMut(UsageRecord) -> bool) -> fault::Result<()> {
         let _turn = self.0.pruning.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.0.deletions.run();
         for rule in rules {
             let mut pruning = Pruning::new(self, rule)?;
             let outcome = pruning.run(&mut deleted);
@@ -188,6 +189,7 @@ impl<'a> Pruning<'a> {
                 };
                 let Some((_, freed)) = self.inventory.remove(id) else { continue };
                 any = true;
+                self.home.0.deletions.record(freed);
                 let usage = self.cleared.add(gone);
                 if !deleted(UsageRecord { size: freed, ..usage }) {
                     return Ok(false);
@@ -231,9 +233,14 @@ impl Layers {
 const NEXT_TO_NOTHING: u64 = 1 << 20;
 
 pub(crate) fn free_space(home: &Layers) -> Result<u64> {
+    Ok(disk(home)?.1)
+}
+
+/// Size and free space of the file system.
+pub(crate) fn disk(home: &Layers) -> Result<(u64, u64)> {
     let root = home.trees().root();
     let stat = rustix::fs::statvfs(root).map_err(|e| Error::io("measure", root)(e.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    Ok((stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
 /// As many bytes as the limits allow to keep. `None`: no limits, or limits that come to nothing.

@@ -13,6 +13,7 @@ use crate::account::Account;
 use crate::budget::Budget;
 use crate::ceiling::Ceiling;
 use crate::error::{Error, Result};
+use crate::figures::Deletions;
 use crate::flight::Flights;
 use crate::node::{Flat, Kind, Layer, Node, State};
 use crate::record::{BLOB_CHAINS, CELLS, CHAINS, CHILDREN, KindRecord, META, RECORDS, Record, TREES, USES, Uses};
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     pub pruning: Mutex<()>,
     pub account: Account,
     pub ceiling: Ceiling,
+    pub deletions: Deletions,
     pub due: crate::maintain::Due,
     pub fresh: crate::dedup::Fresh,
     /// Trees with lower ids were there before this process.
@@ -76,6 +78,7 @@ impl Layers {
             pruning: Mutex::default(),
             account: Account::default(),
             ceiling: Ceiling::default(),
+            deletions: Deletions::default(),
             due: crate::maintain::Due::default(),
             fresh: crate::dedup::Fresh::default(),
         }));

@@ -14,6 +14,7 @@ use crate::auth::{self, Ask, Auth, Credentials, Scopes};
 use crate::config::Config;
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::error::{RegistryError, Result};
+use crate::traffic::Traffic;
 use crate::transport::{Answer, Call, origin};
 
 /// Talks to registries. Clones share connections, tokens and limits.
@@ -105,6 +106,11 @@ impl Client {
     /// The repository that `reference` names; its tag and digest are not looked at.
     pub fn repository(&self, reference: &Reference, access: Access) -> Repository {
         Repository { client: self.clone(), name: reference.without_suffix(), access, insecure: false }
+    }
+
+    /// What went over all connections so far.
+    pub fn traffic(&self) -> Traffic {
+        self.0.endpoints.meter.read()
     }
 
     pub(crate) fn endpoints(&self) -> &Endpoints {

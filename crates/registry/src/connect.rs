@@ -15,12 +15,14 @@ use tokio_rustls::TlsConnector;
 
 use crate::config::{Proxy, Timeouts};
 use crate::error::TransportError;
+use crate::traffic::Meter;
 
 #[derive(Clone)]
 pub(crate) struct Connector {
     pub tls: Arc<rustls::ClientConfig>,
     pub proxy: Arc<Proxy>,
     pub timeouts: Timeouts,
+    pub meter: Arc<Meter>,
 }
 
 impl tower::Service<Uri> for Connector {
@@ -34,12 +36,12 @@ impl tower::Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let this = self.clone();
-        Box::pin(async move { this.connect(&uri).await.map(TokioIo::new) })
+        Box::pin(async move { Ok(TokioIo::new(Stream { pipe: this.connect(&uri).await?, meter: this.meter.clone() })) })
     }
 }
 
 impl Connector {
-    async fn connect(&self, uri: &Uri) -> Result<Stream, TransportError> {
+    async fn connect(&self, uri: &Uri) -> Result<Pipe, TransportError> {
         let https = uri.scheme_str() == Some("https");
         let host = uri.host().unwrap_or_default();
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
@@ -49,7 +51,7 @@ impl Connector {
             Some(proxy) => self.dial_proxy(proxy, https.then(|| format!("{host}:{port}"))).await?,
         };
         if !https {
-            return Ok(Stream::Plain { tcp, proxied: proxy.is_some() });
+            return Ok(Pipe::Plain { tcp, proxied: proxy.is_some() });
         }
         let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let invalid = |e| TransportError::Tls { source: std::io::Error::new(std::io::ErrorKind::InvalidInput, e) };
@@ -59,7 +61,7 @@ impl Connector {
             Err(_) => Err(TransportError::TlsTimeout),
             Ok(Err(error)) if is_plain_answer(&error) => Err(TransportError::PlainAnswer),
             Ok(Err(source)) => Err(TransportError::Tls { source }),
-            Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
+            Ok(Ok(stream)) => Ok(Pipe::Tls(Box::new(stream))),
         }
     }
 
@@ -135,59 +137,76 @@ fn is_plain_answer(error: &std::io::Error) -> bool {
     matches!(inner, Some(rustls::Error::InvalidMessage(_)))
 }
 
-/// A connection to a server.
-pub(crate) enum Stream {
+/// A connection to a server, metered.
+pub(crate) struct Stream {
+    pipe: Pipe,
+    meter: Arc<Meter>,
+}
+
+enum Pipe {
     Plain { tcp: TcpStream, proxied: bool },
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+impl Pipe {
+    fn pin(&mut self) -> Pin<&mut dyn Duplex> {
+        match self {
+            Self::Plain { tcp, .. } => Pin::new(tcp),
+            Self::Tls(tls) => Pin::new(tls),
+        }
+    }
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
         // Through a proxy, a plain request names the whole URL.
-        Connected::new().proxy(matches!(self, Self::Plain { proxied: true, .. }))
+        Connected::new().proxy(matches!(self.pipe, Pipe::Plain { proxied: true, .. }))
     }
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_read(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = self.pipe.pin().poll_read(cx, buf);
+        self.meter.received(buf.filled().len() - before);
+        outcome
+    }
+}
+
+impl Stream {
+    fn count(&self, written: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.meter.sent(*bytes);
         }
+        written
     }
 }
 
 impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_write(cx, buf),
-            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
-        }
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        let written = self.pipe.pin().poll_write(cx, buf);
+        self.count(written)
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_write_vectored(cx, bufs),
-            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
-        }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[std::io::IoSlice<'_>]) -> Poll<std::io::Result<usize>> {
+        let written = self.pipe.pin().poll_write_vectored(cx, bufs);
+        self.count(written)
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_flush(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
-        }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.pipe.pin().poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain { tcp, .. } => Pin::new(tcp).poll_shutdown(cx),
-            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-        }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.pipe.pin().poll_shutdown(cx)
     }
 }
 

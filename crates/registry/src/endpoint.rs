@@ -9,6 +9,7 @@ use crate::auth::escape;
 use crate::config::{Config, Host, is_loopback};
 use crate::error::{RegistryError, Result, TransportError};
 use crate::tls;
+use crate::traffic::Meter;
 use crate::transport::{Answer, Call, Transport};
 
 /// One API root.
@@ -39,11 +40,13 @@ pub(crate) struct Endpoints {
     transports: Mutex<HashMap<(String, bool), Transport>>,
     /// Hosts that answered plainly where TLS was tried.
     plain: Mutex<HashSet<String>>,
+    /// Of all transports.
+    pub meter: Arc<Meter>,
 }
 
 impl Endpoints {
     pub fn new(config: Config) -> Self {
-        Self { config, roots: Mutex::default(), transports: Mutex::default(), plain: Mutex::default() }
+        Self { config, roots: Mutex::default(), transports: Mutex::default(), plain: Mutex::default(), meter: Arc::default() }
     }
 
     /// Mirrors in their order, then the origin.
@@ -96,7 +99,7 @@ impl Endpoints {
         if let Some(known) = self.transports.lock().expect("no holder of this lock panics").get(&key) {
             return Ok(known.clone());
         }
-        let transport = Transport::new(&self.config, settings, &self.roots())?;
+        let transport = Transport::new(&self.config, settings, &self.roots(), self.meter.clone())?;
         self.transports.lock().expect("no holder of this lock panics").insert(key, transport.clone());
         Ok(transport)
     }

@@ -21,6 +21,7 @@ mod referrers;
 mod resolve;
 mod stream;
 mod tls;
+mod traffic;
 mod transport;
 mod web;
 
@@ -33,4 +34,5 @@ pub use payload::{Payload, Progress};
 pub use push::{Pushed, SOURCE_ANNOTATION, mount_candidate};
 pub use resolve::MAX_MANIFEST;
 pub use tls::system_roots;
+pub use traffic::Traffic;
 pub use web::{Web, WebAnswer};

@@ -17,6 +17,7 @@ use crate::connect::Connector;
 use crate::error::{RegistryError, Result, TransportError};
 use crate::payload::{Body, Once, Payload, Progress};
 use crate::tls;
+use crate::traffic::Meter;
 
 const MAX_REDIRECTS: usize = 10;
 
@@ -71,9 +72,9 @@ pub(crate) struct Answer {
 }
 
 impl Transport {
-    pub fn new(config: &Config, host: &Host, roots: &RootCertStore) -> Result<Self> {
-        let connector =
-            Connector { tls: Arc::new(tls::client_config(host, roots)?), proxy: Arc::new(config.proxy.clone()), timeouts: config.timeouts };
+    pub fn new(config: &Config, host: &Host, roots: &RootCertStore, meter: Arc<Meter>) -> Result<Self> {
+        let tls = Arc::new(tls::client_config(host, roots)?);
+        let connector = Connector { tls, proxy: Arc::new(config.proxy.clone()), timeouts: config.timeouts, meter };
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(config.timeouts.idle)

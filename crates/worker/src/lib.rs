@@ -17,5 +17,6 @@ mod resolve;
 pub use ::proxy::Captured;
 pub use devices::{Device, Devices};
 pub use open::{Facts, Runtime, Settings, Worker};
+pub use registry::Traffic;
 pub use remains::Remains;
 pub use sources::normal_identifier;

@@ -13,6 +13,7 @@ use layers::{Layers, Rule};
 use oci::Platform;
 use ops::exec::{Exec, LogLimits};
 use proxy::{Captured, Proxy};
+use registry::Traffic;
 use sandbox::network::Networks;
 use snapshot::Backend;
 use sources::{GitSettings, Sources};
@@ -98,6 +99,7 @@ pub struct Worker {
     pub(crate) sources: Sources,
     exporters: Exporters,
     remotes: Remotes,
+    registry: registry::Client,
     exec: Arc<Exec>,
     networks: Networks,
     engine: Engine,
@@ -126,7 +128,7 @@ impl Worker {
         let git = GitSettings { path: settings.program_path, proxy: settings.proxy, scratch: root.join("sockets") };
         let sources = Sources::new(layers.clone(), content.clone(), client.clone(), db.clone(), git);
         let remotes = Remotes::new(layers.clone(), client.clone(), settings.environment);
-        let exporters = Exporters::new(content.clone(), client);
+        let exporters = Exporters::new(content.clone(), client.clone());
         let networks = Networks::open(settings.network, &root.join("sandbox/network"))?;
         let network = networks.label();
         settings.sandbox.networks = networks.clone();
@@ -175,6 +177,7 @@ impl Worker {
             sources,
             exporters,
             remotes,
+            registry: client,
             exec,
             networks,
             engine,
@@ -219,6 +222,11 @@ impl Worker {
     /// Where caches come from and go to.
     pub fn remotes(&self) -> &Remotes {
         &self.remotes
+    }
+
+    /// What went to and from registries, HTTP sources and object stores.
+    pub fn traffic(&self) -> Traffic {
+        self.registry.traffic()
     }
 
     /// Removes blobs that only memory keeps. For when no build runs: one that does may be about to use them.

@@ -41,7 +41,7 @@ impl Recording {
     }
 
     /// Writes the record. It is durable with the next flush of the database; the trace follows by itself.
-    pub async fn complete(mut self, ended: Ended) -> Result<()> {
+    pub async fn complete(mut self, ended: Ended) -> Result<Arc<Record>> {
         self.done = true;
         let Self { history, record, .. } = &self;
         let Ended { hub, outcome, findings, parent } = ended;
@@ -58,7 +58,7 @@ impl Recording {
         .inspect_err(|_| history.retire(&self.record.reference))?;
         let finish = history.unfinished(&record.reference);
         history.publish(record.clone());
-        let inner = history.clone();
+        let (inner, complete) = (history.clone(), record.clone());
         history.drain.spawn("trace of a build", async move {
             tokio::select! {
                 () = tokio::time::sleep(TRACE_WAIT) => {}
@@ -69,7 +69,7 @@ impl Recording {
             }
             inner.finished(&record.reference, &finish);
         });
-        Ok(())
+        Ok(complete)
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Config {
     pub log: Log,
     pub root: PathBuf,
     pub addresses: Vec<String>,
+    /// Of the debug and metrics endpoint.
+    pub debug_address: Option<String>,
     pub socket_owner: (Option<u32>, Option<u32>),
     pub tls: Tls,
     pub entitlements: Vec<String>,
@@ -132,6 +134,8 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         Some(other) => return Err(format!("unsupported log type {other:?}")),
     };
     let addresses = [flags.addr, file.grpc.address, vec![paths.address]].into_iter().find(|list| !list.is_empty()).unwrap_or_default();
+    let debug_address = flags.debug_address.or_else(|| env("BUILDKITD_DEBUGADDR")).or(file.grpc.debug_address);
+    let debug_address = debug_address.filter(|address| !address.is_empty());
     let group = flags.group.map(|name| group_id(&name)).transpose()?;
     Ok(Config {
         log: Log { json, level },
@@ -139,6 +143,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         ceiling,
         root,
         addresses,
+        debug_address,
         socket_owner: (file.grpc.uid, group.or(file.grpc.gid)),
         tls: Tls {
             cert: flags.tls_cert.or(file.grpc.tls.cert),

@@ -83,6 +83,8 @@ pub struct LogTable {
 #[serde(default)]
 pub struct GrpcTable {
     pub address: Vec<String>,
+    #[serde(rename = "debugAddress")]
+    pub debug_address: Option<String>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
     pub tls: TlsTable,

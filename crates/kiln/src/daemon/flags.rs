@@ -12,6 +12,7 @@ pub struct Flags {
     pub config: Option<PathBuf>,
     pub root: Option<PathBuf>,
     pub addr: Vec<String>,
+    pub debug_address: Option<String>,
     pub debug: bool,
     pub trace: bool,
     pub log_format: Option<String>,
@@ -52,8 +53,7 @@ pub enum Parsed {
 }
 
 /// Flags with a value that buildkitd knows and this version does nothing with.
-const WITHOUT_EFFECT: [&str; 26] = [
-    "debugaddr",
+const WITHOUT_EFFECT: [&str; 25] = [
     "otel-socket-path",
     "profile-cpu",
     "profile-memory",
@@ -140,6 +140,7 @@ impl Flags {
             "config" => self.config = Some(value.into()),
             "root" => self.root = Some(value.into()),
             "addr" => self.addr.push(value),
+            "debugaddr" => self.debug_address = Some(value),
             "log-format" => self.log_format = Some(value),
             "log-level" => self.log_level = Some(value),
             "group" => self.group = Some(value),
@@ -185,6 +186,7 @@ pub fn usage(program: &str) -> String {
   --config FILE              configuration (default /etc/buildkit/buildkitd.toml)
   --root DIR                 where everything is kept (default /var/lib/buildkit)
   --addr ADDRESS             unix://PATH, tcp://HOST:PORT or fd://; may be repeated
+  --debugaddr HOST:PORT      figures for Prometheus and for debugging, over plain HTTP; unix://PATH, too
   --group GROUP              group that owns unix sockets
   --tlscert, --tlskey, --tlscacert FILE
                              TLS for tcp and fd listeners; with a CA, clients need certificates

@@ -18,6 +18,26 @@ pub enum Listener {
     Tcp { listener: TcpListener, tls: Option<TlsAcceptor> },
 }
 
+/// Opens the listener of the debug endpoint; without a scheme it is tcp's.
+pub fn open_debug(address: &str) -> Result<Listener, String> {
+    let address = if address.contains("://") { address.to_owned() } else { format!("tcp://{address}") };
+    let failed = |e: std::io::Error| format!("failed to listen on {address} for debugging: {e}");
+    let (listener, place) = match address.split_once("://") {
+        Some(("unix", path)) => {
+            let (path, listener) = (PathBuf::from(path), unix(Path::new(path), (None, None)).map_err(failed)?);
+            (Listener::Unix { listener, path: Some(path.clone()), tls: None }, path.display().to_string())
+        }
+        Some(("tcp", place)) => {
+            let listener = tcp(place).map_err(failed)?;
+            let place = listener.local_addr().map_err(failed)?.to_string();
+            (Listener::Tcp { listener, tls: None }, place)
+        }
+        _ => return Err(format!("debug address {address} not supported: unix or tcp is")),
+    };
+    tracing::info!("debug and metrics endpoint on {place}");
+    Ok(listener)
+}
+
 /// Opens the listener for one address.
 pub fn open(address: &str, owner: (Option<u32>, Option<u32>), tls: Option<&TlsAcceptor>) -> Result<Listener, String> {
     let Some((scheme, rest)) = address.split_once("://") else {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use grpc::{Server, Sessions, WireEncoding};
+use dashboard::Dashboard;
 use job::{Builds, Version};
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
 use worker::{Runtime, Worker};
 
 use super::config::Config;
-use super::listen::{Counter, Listener};
+use super::listen::{Connection, Counter, Listener};
 use super::{listen, notify};
 
 /// How long clients that hold on to their connections keep an idle daemon from ending.
@@ -30,6 +31,7 @@ pub async fn run(config: Config) -> Result<(), String> {
     sandbox::limit_memory_pools();
     let listeners: Vec<Listener> =
         config.addresses.iter().map(|address| listen::open(address, config.socket_owner, tls.as_ref())).collect::<Result<_, _>>()?;
+    let debug_listener = config.debug_address.as_deref().map(listen::open_debug).transpose()?;
     let (grace, idle) = (config.grace_period, config.idle_exit);
     let sessions = Sessions::new();
     let builds = Arc::new(open(config, &sessions)?);
@@ -37,7 +39,14 @@ pub async fn run(config: Config) -> Result<(), String> {
     let counter = Counter::default();
     let stop = task::Cancel::new();
     for listener in listeners {
-        task::spawn("listener", accept(listener, server.clone(), counter.clone(), stop.clone()));
+        let server = server.clone();
+        task::spawn("listener", accept(listener, counter.clone(), stop.clone(), move |connection| server.connection(connection)));
+    }
+    if let Some(listener) = debug_listener {
+        let (dashboard, end) = (Dashboard::new(builds.clone()), stop.clone());
+        let show = move |connection| _ = task::spawn("debug connection", dashboard.clone().connection(connection, end.clone()));
+        // Who only looks does not keep the daemon from ending.
+        task::spawn("debug listener", accept(listener, Counter::default(), stop.clone(), show));
     }
     task::spawn("memory", give_back_memory(builds.clone(), stop.clone()));
     notify::state("READY=1");
@@ -124,7 +133,7 @@ fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-async fn accept(listener: Listener, server: Server, counter: Counter, stop: task::Cancel) {
+async fn accept(listener: Listener, counter: Counter, stop: task::Cancel, serve: impl Fn(Connection) + Clone + Send + 'static) {
     loop {
         let incoming = tokio::select! {
             incoming = listener.accept() => incoming,
@@ -132,10 +141,10 @@ async fn accept(listener: Listener, server: Server, counter: Counter, stop: task
         };
         match incoming {
             Ok(incoming) => {
-                let (server, counter) = (server.clone(), counter.clone());
+                let (serve, counter) = (serve.clone(), counter.clone());
                 task::spawn("handshake", async move {
                     match incoming.establish(&counter).await {
-                        Ok(connection) => server.connection(connection),
+                        Ok(connection) => serve(connection),
                         Err(error) => tracing::debug!(%error, "a client failed to connect"),
                     }
                 });
