@@ -52,7 +52,8 @@ fn store(page: &mut Page, store: &layers::Figures) {
     }
     page.gauge("kiln_disk_size_bytes", "Size of the file system that the build cache is on.").value(store.disk_size);
     page.gauge("kiln_disk_free_bytes", "Free space of that file system.").value(store.disk_free);
-    page.counter("kiln_prunes_total", "How often records were deleted to make room, or for a client, or would have been.").value(store.prunes);
+    page.counter("kiln_prunes_total", "How often records were deleted to make room, or for a client, or would have been.")
+        .value(store.prunes);
     page.counter("kiln_pruned_records_total", "Records of the build cache that were deleted.").value(store.deleted_records);
     page.counter("kiln_pruned_bytes_total", "What they took on disk.").value(store.deleted_bytes);
 }

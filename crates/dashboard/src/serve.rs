@@ -54,7 +54,8 @@ impl Dashboard {
         let answer = service_fn(move |request: Request<hyper::body::Incoming>| async move {
             Ok::<_, Infallible>(pages.answer(request.method(), request.uri().path()).await)
         });
-        let served = http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(PATIENCE).serve_connection(TokioIo::new(io), answer);
+        let served =
+            http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(PATIENCE).serve_connection(TokioIo::new(io), answer);
         tokio::select! {
             outcome = served => if let Err(error) = outcome {
                 tracing::debug!(%error, "a connection to the debug endpoint ended early");

@@ -10,8 +10,8 @@ pub struct Board<T>(Arc<Inner<T>>);
 
 struct Inner<T> {
     entries: Mutex<HashMap<String, Arc<T>>>,
-    /// Counts additions.
-    added: watch::Sender<u64>,
+    /// How many there are; told each time one comes or goes.
+    count: watch::Sender<usize>,
 }
 
 impl<T> Clone for Board<T> {
@@ -22,7 +22,7 @@ impl<T> Clone for Board<T> {
 
 impl<T> Default for Board<T> {
     fn default() -> Self {
-        Self(Arc::new(Inner { entries: Mutex::default(), added: watch::channel(0).0 }))
+        Self(Arc::new(Inner { entries: Mutex::default(), count: watch::channel(0).0 }))
     }
 }
 
@@ -34,13 +34,17 @@ impl<T> Board<T> {
             return None;
         }
         entries.insert(id.to_owned(), entry.clone());
+        self.tell(&entries);
         drop(entries);
         Some(self.place(id, entry))
     }
 
     /// Adds an entry in the place of an older one of the same id, which is returned too.
     pub fn replace(&self, id: &str, entry: Arc<T>) -> (Place<T>, Option<Arc<T>>) {
-        let old = self.entries().insert(id.to_owned(), entry.clone());
+        let mut entries = self.entries();
+        let old = entries.insert(id.to_owned(), entry.clone());
+        self.tell(&entries);
+        drop(entries);
         (self.place(id, entry), old)
     }
 
@@ -53,17 +57,17 @@ impl<T> Board<T> {
         self.wait_for(limit, || self.get(id)).await
     }
 
-    /// What `find` gives, which is asked now and after each addition, up to `limit`. An entry may have left again before that: whoever must not miss it
+    /// What `find` gives, which is asked now and after each change, up to `limit`. An entry may have left again before that: whoever must not miss it
     /// looks where it went, too.
     pub async fn wait_for<R>(&self, limit: Duration, find: impl Fn() -> Option<R>) -> Option<R> {
-        let mut added = self.0.added.subscribe();
+        let mut count = self.count();
         let found = async {
             loop {
-                added.mark_unchanged();
+                count.mark_unchanged();
                 if let Some(found) = find() {
                     return found;
                 }
-                added.changed().await.expect("the board holds the sender");
+                count.changed().await.expect("the board holds the sender");
             }
         };
         tokio::time::timeout(limit, found).await.ok()
@@ -81,8 +85,17 @@ impl<T> Board<T> {
         self.len() == 0
     }
 
+    /// How many there are, now and after each change.
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.0.count.subscribe()
+    }
+
+    /// To be called under the lock, so that the last told is the last counted.
+    fn tell(&self, entries: &HashMap<String, Arc<T>>) {
+        self.0.count.send_replace(entries.len());
+    }
+
     fn place(&self, id: &str, entry: Arc<T>) -> Place<T> {
-        self.0.added.send_modify(|count| *count += 1);
         Place { board: self.clone(), id: id.to_owned(), entry }
     }
 
@@ -109,6 +122,7 @@ impl<T> Drop for Place<T> {
         let mut entries = self.board.entries();
         if entries.get(&self.id).is_some_and(|current| Arc::ptr_eq(current, &self.entry)) {
             entries.remove(&self.id);
+            self.board.tell(&entries);
         }
     }
 }
@@ -132,8 +146,10 @@ mod tests {
         assert_eq!(*old.unwrap(), 1);
         drop(place);
         assert_eq!(*board.get("a").unwrap(), 3, "an older place does not remove its successor");
+        assert_eq!(*board.count().borrow(), 1);
         drop(newer);
         assert!(board.is_empty());
+        assert_eq!(*board.count().borrow(), 0);
     }
 
     #[tokio::test(start_paused = true)]

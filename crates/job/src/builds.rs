@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use fault::{Fault, Kind, Result};
 use frontend::attestations::Generator;
 use task::Drain;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use worker::Worker;
 
 use crate::api::{self, Blobs, Progress, PruneRule, Request, Response, Service, Sessions, UsageQuery, UsageRecord, Version};
@@ -110,6 +110,11 @@ impl Builds {
     /// How many builds run now.
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// How many builds run, now and after each change.
+    pub fn running_count(&self) -> watch::Receiver<usize> {
+        self.running.count()
     }
 
     /// Cancels every build.

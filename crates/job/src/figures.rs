@@ -102,7 +102,11 @@ impl Tally {
 impl Builds {
     /// The builds that run, internal ones too, in no order.
     pub fn under_way(&self) -> Vec<UnderWay> {
-        let build = |build: Arc<Build>| UnderWay { id: build.request.id.clone(), frontend: build.request.frontend.clone(), started: build.started() };
+        let build = |build: Arc<Build>| UnderWay {
+            id: build.request.id.clone(),
+            frontend: build.request.frontend.clone(),
+            started: build.started(),
+        };
         self.running_builds().into_iter().map(build).collect()
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use kv::Batch;
 use snapshot::TreeId;
+use tokio::sync::Notify;
 
 use crate::LayerId;
 use crate::error::{Error, Result};
@@ -22,15 +23,26 @@ const SMALLEST: u64 = 32 << 10;
 
 /// Trees that were not compared with the others yet.
 #[derive(Default)]
-pub(crate) struct Fresh(Mutex<BTreeSet<TreeId>>);
+pub(crate) struct Fresh {
+    trees: Mutex<BTreeSet<TreeId>>,
+    added: Notify,
+}
 
 impl Fresh {
     pub fn add(&self, tree: TreeId) {
-        self.0.lock().expect("no holder of the lock panics").insert(tree);
+        self.trees.lock().expect("no holder of the lock panics").insert(tree);
+        self.added.notify_one();
+    }
+
+    /// Waits until there are any; for one waiter at a time.
+    pub async fn any(&self) {
+        while self.trees.lock().expect("no holder of the lock panics").is_empty() {
+            self.added.notified().await;
+        }
     }
 
     fn take(&self) -> BTreeSet<TreeId> {
-        std::mem::take(&mut *self.0.lock().expect("no holder of the lock panics"))
+        std::mem::take(&mut *self.trees.lock().expect("no holder of the lock panics"))
     }
 }
 
@@ -153,6 +165,7 @@ impl Layers {
             self.0.watermark.note(&mut batch, id.as_str().as_bytes());
         }
         self.0.db.submit(batch);
+        self.0.upkeep.is_needed();
         Ok(())
     }
 }

@@ -1,5 +1,5 @@
 //! What happens beside the builds: trees without layers go, the trash is emptied, the durability mark moves, uses are written down, sizes
-//! are measured, limits are kept.
+//! are measured, limits are kept. Nothing of it wakes up by the clock while nothing happens.
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use snapshot::TreeId;
 use task::Cancel;
+use tokio::sync::Notify;
 
 use crate::error::Result;
 use crate::prune::free_space;
@@ -14,9 +15,12 @@ use crate::record::TREES;
 use crate::store::Layers;
 use crate::{LayerId, Rule};
 
+/// Upkeep comes so long after layers were made, used or deleted, and no more often.
 const TICK: Duration = Duration::from_secs(5);
-/// Ticks between syncs of the file system, which cost every writer.
-const SYNC_EVERY: u32 = 6;
+/// No more often than this the file system is synced, which costs every writer.
+const SYNC_EVERY: Duration = Duration::from_secs(30);
+/// How often limits are looked at while layers are in use.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Sizes that nobody waits for are measured together.
 const MEASURE_AFTER: Duration = Duration::from_millis(200);
 /// How often the growth of running steps is looked at where there is a ceiling.
@@ -48,26 +52,46 @@ pub(crate) struct Due {
     now: AtomicBool,
 }
 
+/// Told of everything that leaves something to keep up.
+#[derive(Default)]
+pub(crate) struct Upkeep(Notify);
+
+impl Upkeep {
+    pub fn is_needed(&self) {
+        self.0.notify_one();
+    }
+}
+
 impl Layers {
     /// Runs until cancelled; the daemon spawns it once. Nothing that it does is needed for an answer.
     pub async fn maintain(&self, cancel: &Cancel) {
         self.attempt("reconcile", |home| Ok(home.reconcile().map(|_| ())?)).await;
         self.attempt("take blobs back", |home| Ok(home.take_blobs_back()?)).await;
-        let mut ticks: u32 = 0;
-        loop {
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => break,
-                () = tokio::time::sleep(TICK) => {}
+        let keep_up = async {
+            // Earlier processes may have left something to do, too.
+            self.0.upkeep.is_needed();
+            let (mut synced_at, mut unsynced) = (Instant::now(), false);
+            loop {
+                tokio::select! {
+                    () = self.0.upkeep.0.notified() => {
+                        unsynced = true;
+                        tokio::time::sleep(TICK).await;
+                        self.attempt("empty the trash", |home| Ok(home.trees().empty_trash().map(|_| ()).map_err(crate::Error::from)?)).await;
+                        self.attempt("write down uses", |home| Ok(home.write_uses()?)).await;
+                    }
+                    () = tokio::time::sleep((synced_at + SYNC_EVERY).saturating_duration_since(Instant::now())), if unsynced => {
+                        if let Err(error) = self.sync().await {
+                            tracing::warn!(%error, "could not sync the layers");
+                        }
+                        (synced_at, unsynced) = (Instant::now(), false);
+                    }
+                }
             }
-            ticks = ticks.wrapping_add(1);
-            self.attempt("empty the trash", |home| Ok(home.trees().empty_trash().map(|_| ()).map_err(crate::Error::from)?)).await;
-            self.attempt("write down uses", |home| Ok(home.write_uses()?)).await;
-            if ticks.is_multiple_of(SYNC_EVERY)
-                && let Err(error) = self.sync().await
-            {
-                tracing::warn!(%error, "could not sync the layers");
-            }
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            () = keep_up => {}
         }
         self.attempt("write down uses", |home| Ok(home.write_uses()?)).await;
     }
@@ -80,12 +104,12 @@ impl Layers {
         let mut collect_at = Instant::now() + COLLECT_AFTER;
         self.0.due.soon.store(true, Ordering::Release);
         loop {
-            let wait = if self.is_watched() { WATCH_EVERY } else { TICK.min(COLLECT_AFTER) };
+            let wait = self.until_next_look(collect_at);
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
                 () = self.0.account.wake.notified() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
             if self.has_ceiling() {
                 let deleted = deleted.clone();
@@ -110,14 +134,30 @@ impl Layers {
         }
     }
 
+    /// How long nothing but a call can make work for [`Layers::keep_house`]; `None`: nothing else can.
+    fn until_next_look(&self, collect_at: Instant) -> Option<Duration> {
+        if self.is_watched() {
+            return Some(WATCH_EVERY);
+        }
+        // Steps of running builds hold layers, and may fill the disk.
+        if !self.live().is_empty() {
+            return Some(LOOK_EVERY);
+        }
+        self.0.due.soon.load(Ordering::Acquire).then(|| collect_at.saturating_duration_since(Instant::now()))
+    }
+
     /// Has equal files of different layers share storage until cancelled; the daemon spawns it once.
     pub async fn share_files(&self, cancel: &Cancel) {
         let mut wait = COMPARE_AFTER;
         loop {
+            let next = async {
+                self.0.fresh.any().await;
+                tokio::time::sleep(wait).await;
+            };
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
-                () = tokio::time::sleep(wait) => {}
+                () = next => {}
             }
             let begun = Instant::now();
             self.attempt("look for equal files", |home| Ok(home.deduplicate(COMPARE_FOR).map(|_| ())?)).await;
@@ -129,6 +169,7 @@ impl Layers {
     /// Has the rules applied soon: something ended that may have left more than is to be kept.
     pub fn collect_soon(&self) {
         self.0.due.soon.store(true, Ordering::Release);
+        self.0.account.wake.notify_one();
     }
 
     /// Has what is deleted already, and what the rules do not keep, make room at once: the disk is full.

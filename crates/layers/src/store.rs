@@ -45,6 +45,7 @@ pub(crate) struct Shared {
     pub ceiling: Ceiling,
     pub deletions: Deletions,
     pub due: crate::maintain::Due,
+    pub upkeep: crate::maintain::Upkeep,
     pub fresh: crate::dedup::Fresh,
     /// Trees with lower ids were there before this process.
     pub opened: TreeId,
@@ -80,6 +81,7 @@ impl Layers {
             ceiling: Ceiling::default(),
             deletions: Deletions::default(),
             due: crate::maintain::Due::default(),
+            upkeep: crate::maintain::Upkeep::default(),
             fresh: crate::dedup::Fresh::default(),
         }));
         layers.drop_doubtful(&doubtful)?;
@@ -233,6 +235,7 @@ impl Layers {
         }
         self.0.db.submit(batch);
         self.0.account.queue(node.state().trees());
+        self.0.upkeep.is_needed();
         node
     }
 
@@ -267,6 +270,7 @@ impl Layers {
         }
         // Submitted under the lock of the state, so that records follow each other in the order of the changes.
         self.0.db.submit(batch);
+        self.0.upkeep.is_needed();
         outcome
     }
 
@@ -275,6 +279,7 @@ impl Layers {
         let mut batch = Batch::new();
         self.0.watermark.note(&mut batch, node.id.as_str().as_bytes());
         self.0.db.submit(batch);
+        self.0.upkeep.is_needed();
     }
 
     /// Adds the removal of a record and all that hangs on it to the batch. Returns the trees that belong to nobody then.
@@ -319,6 +324,7 @@ impl Layers {
         {
             tracing::warn!(%tree, %error, "a tree without a layer stays until the next start");
         }
+        self.0.upkeep.is_needed();
     }
 
     pub(crate) fn live(&self) -> Live<'_> {
@@ -339,6 +345,8 @@ impl Layers {
         let entry = uses.entry(*id).or_default();
         entry.count += 1;
         entry.last = Some(SystemTime::now().into());
+        drop(uses);
+        self.0.upkeep.is_needed();
     }
 
     /// Writes the uses that are only in memory to the database.
@@ -356,6 +364,7 @@ impl Layers {
 
     /// Waits until every layer made before this call survives `kill -9`. What survives a power cut is up to [`Layers::sync`].
     pub async fn flush(&self) -> Result<()> {
+        self.0.upkeep.is_needed();
         Ok(self.0.db.flush().await?)
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use fault::{Fault, Kind, Result};
 use task::{Cancel, Drain};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 
 use super::clean::Retention;
 use super::event::{Change, Event, Listening, Query};
@@ -19,7 +19,10 @@ use crate::why::Likes;
 
 /// Events that a slow listener may be behind before it misses some.
 const QUEUE: usize = 512;
+/// So long after a build, what is old by then goes, ...
 const CLEANING: Duration = Duration::from_secs(120);
+/// ... and without any build as often as this.
+const CLEANING_IDLE: Duration = Duration::from_secs(3600);
 
 /// Clones are the same history. It stops cleaning when the last clone is gone.
 #[derive(Clone)]
@@ -32,6 +35,8 @@ pub(super) struct Inner {
     pub spans: Spans,
     likes: Likes,
     state: Mutex<State>,
+    /// A build came into the history.
+    grown: Arc<Notify>,
     /// What must be done before the daemon may end.
     pub drain: Drain,
     stop: Cancel,
@@ -80,10 +85,11 @@ impl History {
             retention,
             spans: Spans::default(),
             state: Mutex::new(state),
+            grown: Arc::default(),
             drain: Drain::new(),
             stop: Cancel::new(),
         });
-        task::spawn("history cleaning", clean(Arc::downgrade(&inner), inner.stop.clone()));
+        task::spawn("history cleaning", clean(Arc::downgrade(&inner), inner.grown.clone(), inner.stop.clone()));
         Self(inner)
     }
 
@@ -206,6 +212,7 @@ impl Inner {
         let mut state = self.state();
         state.active.remove(&record.reference);
         state.tell(Event::Complete(record));
+        self.grown.notify_one();
     }
 
     /// From here on until [`Inner::finished`] others can ask for the record to be finished.
@@ -303,7 +310,7 @@ impl Drop for Use {
     }
 }
 
-async fn clean(inner: Weak<Inner>, stop: Cancel) {
+async fn clean(inner: Weak<Inner>, grown: Arc<Notify>, stop: Cancel) {
     let mut first = true;
     loop {
         let Some(history) = inner.upgrade() else { return };
@@ -319,8 +326,14 @@ async fn clean(inner: Weak<Inner>, stop: Cancel) {
             tracing::warn!(%fault, "could not clean the build history");
         }
         first = false;
+        let next = async {
+            tokio::select! {
+                () = grown.notified() => tokio::time::sleep(CLEANING).await,
+                () = tokio::time::sleep(CLEANING_IDLE) => {}
+            }
+        };
         tokio::select! {
-            () = tokio::time::sleep(CLEANING) => {}
+            () = next => {}
             () = stop.cancelled() => return,
         }
     }

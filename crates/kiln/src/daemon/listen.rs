@@ -4,12 +4,11 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 /// A socket that accepts.
@@ -130,24 +129,25 @@ impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 
 /// How many connections are open.
 #[derive(Clone, Default)]
-pub struct Counter(Arc<AtomicUsize>);
+pub struct Counter(watch::Sender<usize>);
 
-struct Count(Arc<AtomicUsize>);
+struct Count(watch::Sender<usize>);
 
 impl Counter {
-    pub fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+    /// The number, now and after each change.
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.0.subscribe()
     }
 
-    fn count(&self) -> Count {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn add(&self) -> Count {
+        self.0.send_modify(|count| *count += 1);
         Count(self.0.clone())
     }
 }
 
 impl Drop for Count {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -184,7 +184,7 @@ pub struct Incoming {
 
 impl Incoming {
     pub async fn establish(self, counter: &Counter) -> std::io::Result<Connection> {
-        let count = counter.count();
+        let count = counter.add();
         let io = match self.tls {
             None => self.io,
             Some(tls) => Box::pin(tls.accept(self.io).await?),

@@ -3,13 +3,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use grpc::{Server, Sessions, WireEncoding};
 use dashboard::Dashboard;
+use grpc::{Server, Sessions, WireEncoding};
 use job::{Builds, Version};
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use worker::{Runtime, Worker};
 
 use super::config::Config;
@@ -19,8 +20,8 @@ use super::{listen, notify};
 /// How long clients that hold on to their connections keep an idle daemon from ending.
 const LEAVE_TAKING: Duration = Duration::from_millis(500);
 
-/// Seconds after the last build.
-const GIVE_BACK_AFTER: [u64; 2] = [2, 190];
+/// After the last build, and after the first time.
+const GIVE_BACK_AFTER: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(190)];
 
 pub async fn run(config: Config) -> Result<(), String> {
     let _lock = lock(&config.root)?;
@@ -48,7 +49,13 @@ pub async fn run(config: Config) -> Result<(), String> {
         // Who only looks does not keep the daemon from ending.
         task::spawn("debug listener", accept(listener, Counter::default(), stop.clone(), show));
     }
-    task::spawn("memory", give_back_memory(builds.clone(), stop.clone()));
+    let (running, end) = (builds.running_count(), stop.clone());
+    task::spawn("memory", async move {
+        tokio::select! {
+            () = give_back_memory(running) => {}
+            () = end.cancelled() => {}
+        }
+    });
     notify::state("READY=1");
     let reason = tokio::select! {
         reason = told_to_stop() => reason?,
@@ -160,24 +167,27 @@ async fn accept(listener: Listener, counter: Counter, stop: task::Cancel, serve:
 
 /// Once no build is left, what they took goes back to the system: the C library keeps it otherwise, in pieces too small for it to return. Once
 /// soon, and once when what is kept of ended builds for late clients has gone, too.
-async fn give_back_memory(builds: Arc<Builds>, stop: task::Cancel) {
-    let mut quiet = u64::MAX;
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = stop.cancelled() => return,
-        }
-        quiet = if builds.running() > 0 { 0 } else { quiet.saturating_add(1) };
-        if GIVE_BACK_AFTER.contains(&quiet) {
-            let giving = task::blocking(|| {
-                sandbox::give_back_memory();
-                Ok(())
-            });
-            // Fails only when the runtime is ending.
-            let _ = giving.await;
-        }
+async fn give_back_memory(mut running: watch::Receiver<usize>) {
+    // Fails only when the daemon ends.
+    while running.changed().await.is_ok() {
+        while running.wait_for(|count| *count == 0).await.is_ok() && !stays_quiet(&mut running).await {}
     }
+}
+
+/// `false` as soon as a build comes before all is given back.
+async fn stays_quiet(running: &mut watch::Receiver<usize>) -> bool {
+    for pause in GIVE_BACK_AFTER {
+        if tokio::time::timeout(pause, running.changed()).await.is_ok() {
+            return false;
+        }
+        let giving = task::blocking(|| {
+            sandbox::give_back_memory();
+            Ok(())
+        });
+        // Fails only when the runtime is ending.
+        let _ = giving.await;
+    }
+    true
 }
 
 async fn told_to_stop() -> Result<&'static str, String> {
@@ -193,26 +203,26 @@ async fn told_to_stop() -> Result<&'static str, String> {
 /// Resolves once there has been no client and no build for so long; never without a limit.
 async fn idle_for(limit: Option<Duration>, counter: &Counter, builds: &Builds) {
     let Some(limit) = limit else { return std::future::pending().await };
-    let mut since = Instant::now();
-    let mut tick = tokio::time::interval(Duration::from_millis(200).min(limit));
+    let (mut clients, mut running) = (counter.count(), builds.running_count());
     loop {
-        tick.tick().await;
-        if counter.get() > 0 || builds.running() > 0 {
-            since = Instant::now();
-        } else if since.elapsed() >= limit {
-            return;
+        if *clients.borrow_and_update() == 0 && *running.borrow_and_update() == 0 {
+            let changed = async {
+                tokio::select! { _ = clients.changed() => {}, _ = running.changed() => {} }
+            };
+            if tokio::time::timeout(limit, changed).await.is_err() {
+                return;
+            }
+        } else {
+            // Neither fails: both senders outlive this.
+            tokio::select! { _ = clients.changed() => {}, _ = running.changed() => {} }
         }
     }
 }
 
 /// Lets running builds end within the grace period; a second signal or the period's end cancels them.
 async fn drain(server: &Server, builds: &Builds, grace: Duration) {
-    let finished = async {
-        let mut tick = tokio::time::interval(Duration::from_millis(20));
-        while builds.running() > 0 {
-            tick.tick().await;
-        }
-    };
+    let mut running = builds.running_count();
+    let finished = async { _ = running.wait_for(|count| *count == 0).await };
     tokio::select! {
         () = finished => {}
         () = tokio::time::sleep(grace) => builds.cancel_all("the daemon is shutting down"),
