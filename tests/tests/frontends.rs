@@ -92,6 +92,24 @@ fn a_frontend_in_a_container_drives_the_build() {
     assert!(said.contains("unsupported frontend capability moby.buildkit.frontend.contexts"), "{said}");
 }
 
+/// As `docker buildx build --build-context docker/dockerfile:1=docker-image://...` asks for it.
+#[test]
+fn a_named_context_takes_the_place_of_the_image_that_a_dockerfile_asks_for() {
+    let registry = Registry::start();
+    registry.push("frontend", "latest", &frontend_image());
+    let daemon = Daemon::start(&[]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("Dockerfile"), "# syntax=docker/dockerfile:1\nFROM scratch\nCOPY Dockerfile /\n").unwrap();
+    let metadata = daemon.home().join("metadata.json");
+    let context = format!("context:docker/dockerfile:1=docker-image://{}/frontend:latest", registry.host());
+    let args = ["build", "--progress", "plain", "--opt", &context, "--opt", "do=succeed", "--metadata-file", metadata.to_str().unwrap()];
+    let output = daemon.ok(&[args.as_slice(), &[dir.path().to_str().unwrap()]].concat());
+    let response: serde_json::Value = serde_json::from_slice(&std::fs::read(&metadata).unwrap()).unwrap();
+    assert_eq!(response["frontend.said"], "hello", "{}", String::from_utf8_lossy(&output.stderr));
+    let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(shown.contains("[context docker/dockerfile:1]"), "{shown}");
+}
+
 fn digest(op: &pb::Op) -> String {
     Digest::of(op.encode_to_vec()).to_string()
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fault::{Context as _, Fault, Result};
+use frontend::dockerfile::is_replaced;
 use frontend::bridge::{Build as Facts, CacheImport, WorkerPlatforms};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
 use llb::Graph;
@@ -91,10 +92,11 @@ impl BuildBridge {
     }
 }
 
-/// `gateway.v0` that asks for the Dockerfile frontend's own image is served by the built-in one.
+/// `gateway.v0` that asks for the Dockerfile frontend's own image is served by the built-in one, unless the client puts another in its place.
 fn builtin_name(request: &SolveRequest) -> &str {
     let source = request.frontend_opts.get("source").map_or("", String::as_str);
-    if request.frontend == "gateway.v0" && (source == "dockerfile.v0" || covers(source)) { "dockerfile.v0" } else { &request.frontend }
+    let is_ours = (source == "dockerfile.v0" || covers(source)) && !is_replaced(&request.frontend_opts, source);
+    if request.frontend == "gateway.v0" && is_ours { "dockerfile.v0" } else { &request.frontend }
 }
 
 #[async_trait]
@@ -163,6 +165,20 @@ fn covers(source: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_built_in_frontend_makes_way_for_a_named_context() {
+        let request = |opts: &[(&str, &str)]| SolveRequest {
+            frontend: "gateway.v0".into(),
+            frontend_opts: opts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ..SolveRequest::default()
+        };
+        assert_eq!(builtin_name(&request(&[("source", "docker/dockerfile:1")])), "dockerfile.v0");
+        let replaced = [("source", "docker/dockerfile:1"), ("context:docker/dockerfile:1", "docker-image://x")];
+        assert_eq!(builtin_name(&request(&replaced)), "gateway.v0");
+        let other = [("source", "docker/dockerfile:1"), ("context:docker/dockerfile:1.4", "docker-image://x")];
+        assert_eq!(builtin_name(&request(&other)), "dockerfile.v0");
+    }
 
     #[test]
     fn the_built_in_frontend_stands_in_for_dockers_own_only() {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Context as _, Detail, Fault, Kind, Result};
+use frontend::dockerfile::{Replacement, replacement};
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest};
 use layers::Layer;
-use llb::{Builder, Metadata, MountKind, Op, SourceOp};
+use llb::{Builder, Graph, Metadata, MountKind, Op, SourceOp};
 use oci::{ImageConfig, Reference};
 use ops::exec::{self, Prepared, Wanted};
 use progress::Reporter;
@@ -42,10 +43,16 @@ pub async fn run(build: &Arc<Build>, request: &SolveRequest, bridge: Arc<dyn Bri
     }
     let source = opts.get("source").ok_or_else(|| Fault::invalid("no source specified for gateway"))?;
     check_source(source, &build.settings.gateway_sources)?;
-    let (reference, config) = resolve(&*bridge, source).await?;
+    let (graph, config) = match replacement(&*bridge, source).await? {
+        Some(Replacement { graph, config }) => (graph, config.unwrap_or_default()),
+        None => {
+            let (reference, config) = resolve(&*bridge, source).await?;
+            (Some(image(&reference)), config)
+        }
+    };
     check_caps(&config, opts, !request.frontend_inputs.is_empty())?;
 
-    let root = bridge.solve(image(&reference)).await?.single_ref()?;
+    let root = bridge.solve(SolveRequest { graph, ..SolveRequest::default() }).await?.single_ref()?;
     let root = root.ok_or_else(|| Fault::invalid("gateway source didn't return default result"))?;
     let layer = build.layer_of(&root).await?;
     let definition = root.graph().to_bytes();
@@ -91,12 +98,12 @@ async fn resolve(bridge: &dyn Bridge, source: &str) -> Result<(String, ImageConf
     Ok((reference, config))
 }
 
-fn image(reference: &str) -> SolveRequest {
+fn image(reference: &str) -> Arc<Graph> {
     let mut graph = Builder::new();
     let attrs = BTreeMap::from([("image.recordtype".to_owned(), "frontend".to_owned())]);
     let op = Op::Source(SourceOp { identifier: format!("docker-image://{reference}"), attrs });
     let edge = graph.add(op, Vec::new(), None, Vec::new(), Metadata::default());
-    SolveRequest { graph: Some(Arc::new(graph.finish(Some(edge)))), ..SolveRequest::default() }
+    Arc::new(graph.finish(Some(edge)))
 }
 
 /// What is asked of the frontend must be among what its image says it can.

@@ -19,12 +19,17 @@ use super::{archive, named};
 use crate::bridge::{Bridge, ResolveRequest};
 
 pub(super) struct Answers<'a> {
+    images: Images<'a>,
+    context: &'a BuildContext,
+    entrypoint: &'a Entrypoint,
+}
+
+/// Looks images up for a request.
+pub(super) struct Images<'a> {
     pub bridge: &'a dyn Bridge,
     pub config: &'a Config,
-    pub context: &'a BuildContext,
-    pub entrypoint: &'a Entrypoint,
     /// Platforms of one build ask for the same images.
-    images: Mutex<HashMap<String, Arc<OnceCell<Result<Resolved>>>>>,
+    known: Mutex<HashMap<String, Arc<OnceCell<Result<Resolved>>>>>,
 }
 
 /// An image that was found.
@@ -37,13 +42,19 @@ pub(super) struct Resolved {
 
 impl<'a> Answers<'a> {
     pub fn new(bridge: &'a dyn Bridge, config: &'a Config, context: &'a BuildContext, entrypoint: &'a Entrypoint) -> Self {
-        Self { bridge, config, context, entrypoint, images: Mutex::default() }
+        Self { images: Images::new(bridge, config), context, entrypoint }
+    }
+}
+
+impl<'a> Images<'a> {
+    pub fn new(bridge: &'a dyn Bridge, config: &'a Config) -> Self {
+        Self { bridge, config, known: Mutex::default() }
     }
 
     /// Asks once for equal requests, also if the answer is a failure.
     pub async fn resolve(&self, request: ResolveRequest) -> Result<Resolved> {
         let key = format!("{:?}", (&request.op, &request.platform, &request.log_name, &request.resolve_mode));
-        let cell = self.images.lock().await.entry(key).or_default().clone();
+        let cell = self.known.lock().await.entry(key).or_default().clone();
         cell.get_or_init(|| self.resolve_now(request)).await.clone()
     }
 
@@ -72,7 +83,7 @@ pub(super) fn image_request(reference: &str, platform: Option<&Platform>, mode: 
 impl Ask for Answers<'_> {
     async fn image(&self, request: ImageRequest<'_>) -> Result<Image, Cause> {
         let ImageRequest { reference, platform, mode, log_name } = request;
-        let found = self.resolve(image_request(reference, Some(platform), mode, log_name)).await.map_err(pass)?;
+        let found = self.images.resolve(image_request(reference, Some(platform), mode, log_name)).await.map_err(pass)?;
         match found.image {
             Some((digest, config)) => Ok(Image { reference: found.reference, digest, config }),
             None => Err(pass(not_an_image(reference, &found.reference))),
@@ -80,19 +91,19 @@ impl Ask for Answers<'_> {
     }
 
     fn named_context(&self, name: &str, platform: Option<&Platform>) -> Result<Option<NamedContext>, Cause> {
-        named::find(self.config, name, platform).map_err(pass)
+        named::find(self.images.config, name, platform).map_err(pass)
     }
 
     async fn load_context(&self, context: &NamedContext, platform: Option<&Platform>, mode: ResolveMode) -> Result<LoadedContext, Cause> {
-        named::load(self, context, platform, mode).await.map_err(pass)
+        named::load(&self.images, context, platform, mode).await.map_err(pass)
     }
 
     async fn main_context(&self, paths: &[String]) -> Result<Option<Arc<Graph>>, Cause> {
-        self.context.graph(self.bridge, self.config, self.entrypoint, paths).await.map_err(pass)
+        self.context.graph(self.images.bridge, self.images.config, self.entrypoint, paths).await.map_err(pass)
     }
 
     async fn ignore_patterns(&self) -> Result<Vec<String>, Cause> {
-        let patterns = self.context.ignore_patterns(self.bridge, self.config, self.entrypoint).await.map_err(pass)?;
+        let patterns = self.context.ignore_patterns(self.images.bridge, self.images.config, self.entrypoint).await.map_err(pass)?;
         Ok(patterns.to_vec())
     }
 
@@ -118,7 +129,7 @@ impl Answers<'_> {
             return Ok(None);
         }
         let request = ResolveRequest { op: op.clone(), log_name: log_name.to_owned(), git_objects: is_git, ..ResolveRequest::default() };
-        let meta = self.bridge.resolve_source(request).await?;
+        let meta = self.images.bridge.resolve_source(request).await?;
         if let Some(git) = meta.git.filter(|git| !git.commit_object.is_empty()) {
             return archive::commit_date(&git.commit_object);
         }
@@ -128,7 +139,7 @@ impl Answers<'_> {
         let Some(filename) = op.attrs.get("http.filename").filter(|_| is_http) else { return Ok(None) };
         // Nobody says when it was made: the newest file in it may.
         let source = dockerfile::source::Source { op: op.clone(), platform: None, metadata: llb::Metadata::default() };
-        let reference = solve(self.bridge, Arc::new(source.into_graph())).await?;
+        let reference = solve(self.images.bridge, Arc::new(source.into_graph())).await?;
         let data = reference.read_file(filename, None).await?;
         Ok(archive::newest_file(&data).map(|seconds| Timestamp::from_unix(seconds, 0)))
     }

@@ -30,6 +30,8 @@ use answers::Answers;
 use context::{BuildContext, Entrypoint};
 use opts::Config;
 
+pub use named::{Replacement, is_replaced, replacement};
+
 /// Builds as the request's options say.
 pub async fn build(bridge: &dyn Bridge) -> Result<Outcome> {
     let config = Config::parse(bridge.build())?;

@@ -10,35 +10,67 @@ use fault::{Context as _, Fault, Result};
 use llb::{Graph, SourceOp};
 use oci::{ImageConfig, Platform, Reference};
 
-use super::answers::{Answers, image_request, not_an_image};
+use super::answers::{Images, image_request, not_an_image};
 use super::context::{IGNORE_FILE, named_git};
 use super::opts::{Config, invalid};
-use crate::bridge::{ResolveRequest, SolveRequest};
+use crate::bridge::{Bridge, ResolveRequest, SolveRequest};
 
 /// How often source policy may turn one source into another.
 const MAX_REDIRECTS: usize = 10;
 
 pub(super) fn find(config: &Config, name: &str, platform: Option<&Platform>) -> Result<Option<NamedContext>> {
     let reference: Reference = name.parse().map_err(|e| invalid(format!("invalid context name {name}: {e}")))?;
-    let familiar = reference.familiar();
-    let name = familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned();
-    let platform = platform.cloned().unwrap_or_else(Platform::host).normalized();
-    let keys = [format!("{name}::{platform}"), name.clone()];
-    Ok(keys.into_iter().find_map(|key| {
+    Ok(keys(&reference, platform).find_map(|key| {
         let input = config.opts.get(&format!("context:{key}"))?.clone();
-        Some(NamedContext { name: name.clone(), key, input })
+        Some(NamedContext { name: short(&reference), key, input })
     }))
 }
 
+/// As whom a context may be named: for its platform first.
+fn keys(reference: &Reference, platform: Option<&Platform>) -> impl Iterator<Item = String> {
+    let platform = platform.cloned().unwrap_or_else(Platform::host).normalized();
+    let name = short(reference);
+    [format!("{name}::{platform}"), name].into_iter()
+}
+
+fn short(reference: &Reference) -> String {
+    let familiar = reference.familiar();
+    familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned()
+}
+
+/// What the request puts in the place of an image.
+pub struct Replacement {
+    /// `None` is scratch.
+    pub graph: Option<Arc<Graph>>,
+    pub config: Option<ImageConfig>,
+}
+
+/// What a named context of the bridge's request puts in the place of the image `name`, if one does.
+pub async fn replacement(bridge: &dyn Bridge, name: &str) -> Result<Option<Replacement>> {
+    let config = Config::parse(bridge.build())?;
+    let Some(context) = find(&config, name, None)? else { return Ok(None) };
+    let LoadedContext { files, image } = load(&Images::new(bridge, &config), &context, None, ResolveMode::Default).await?;
+    let graph = match files {
+        ContextFiles::Graph(graph) => graph,
+        ContextFiles::Local { local, name } => Some(Arc::new(source::local(&local).named(name).into_graph())),
+    };
+    Ok(Some(Replacement { graph, config: image }))
+}
+
+/// Whether there is one.
+pub fn is_replaced(opts: &BTreeMap<String, String>, name: &str) -> bool {
+    name.parse().is_ok_and(|reference: Reference| keys(&reference, None).any(|key| opts.contains_key(&format!("context:{key}"))))
+}
+
 pub(super) async fn load(
-    answers: &Answers<'_>,
+    images: &Images<'_>,
     context: &NamedContext,
     platform: Option<&Platform>,
     mode: ResolveMode,
 ) -> Result<LoadedContext> {
     let mut context = context.clone();
     for _ in 0..=MAX_REDIRECTS {
-        match load_once(answers, &context, platform, mode).await? {
+        match load_once(images, &context, platform, mode).await? {
             Loaded::Done(loaded) => return Ok(*loaded),
             Loaded::Elsewhere(input) => context.input = input,
         }
@@ -53,7 +85,7 @@ enum Loaded {
     Elsewhere(String),
 }
 
-async fn load_once(answers: &Answers<'_>, context: &NamedContext, platform: Option<&Platform>, mode: ResolveMode) -> Result<Loaded> {
+async fn load_once(images: &Images<'_>, context: &NamedContext, platform: Option<&Platform>, mode: ResolveMode) -> Result<Loaded> {
     let NamedContext { key, input, .. } = context;
     let Some((kind, rest)) = input.split_once(':') else {
         return Err(invalid(format!("invalid context specifier {input} for {key}")));
@@ -61,7 +93,7 @@ async fn load_once(answers: &Answers<'_>, context: &NamedContext, platform: Opti
     let plain = |graph: Graph| Loaded::Done(Box::new(LoadedContext { files: ContextFiles::Graph(Some(Arc::new(graph))), image: None }));
     let location = rest.strip_prefix("//").unwrap_or(rest);
     Ok(match kind {
-        "docker-image" => return image(answers, context, location, platform, mode).await,
+        "docker-image" => return image(images, context, location, platform, mode).await,
         kind if kind == "git" || kind.starts_with("git@") => match GitRef::parse(input) {
             Some(git) => plain(named_git(input, &git.map_err(fault_of)?).into_graph()),
             None => return Err(invalid(format!("invalid git context {input}"))),
@@ -70,9 +102,9 @@ async fn load_once(answers: &Answers<'_>, context: &NamedContext, platform: Opti
             Some(git) => plain(named_git(input, &git.map_err(fault_of)?).into_graph()),
             None => plain(source::http(input, "context", "").named(format!("[context {key}] {input}")).into_graph()),
         },
-        "oci-layout" => Loaded::Done(Box::new(oci_layout(answers, context, location, platform).await?)),
-        "local" => Loaded::Done(Box::new(local(answers, context, rest).await?)),
-        "input" => Loaded::Done(Box::new(client_input(answers, context, rest).await?)),
+        "oci-layout" => Loaded::Done(Box::new(oci_layout(images, context, location, platform).await?)),
+        "local" => Loaded::Done(Box::new(local(images, context, rest).await?)),
+        "input" => Loaded::Done(Box::new(client_input(images, context, rest).await?)),
         other => return Err(invalid(format!("unsupported context source {other} for {key}"))),
     })
 }
@@ -86,7 +118,7 @@ fn parse_config(data: &[u8]) -> Result<ImageConfig> {
 }
 
 async fn image(
-    answers: &Answers<'_>,
+    images: &Images<'_>,
     context: &NamedContext,
     written: &str,
     platform: Option<&Platform>,
@@ -99,7 +131,7 @@ async fn image(
     let reference: Reference = written.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()))?;
     let full = reference.or_latest().to_string();
     let log_name = format!("[context {key}] load metadata for {written}");
-    let found = answers.resolve(image_request(&full, platform, mode, log_name)).await?;
+    let found = images.resolve(image_request(&full, platform, mode, log_name)).await?;
     let Some((_, config)) = found.image else {
         let (scheme, rest) =
             found.reference.split_once("://").ok_or_else(|| invalid(format!("could not parse ref: {}", found.reference)))?;
@@ -107,7 +139,7 @@ async fn image(
     };
     let config = parse_config(&config)?;
     let named: Reference = found.reference.parse().map_err(|e: oci::ReferenceError| invalid(e.to_string()))?;
-    let platform = platform.unwrap_or(answers.config.native_platform()).clone();
+    let platform = platform.unwrap_or(images.config.native_platform()).clone();
     let source = source::image(&named.or_latest().to_string(), Some(platform), ResolveMode::Default);
     let graph = source.named(format!("[context {key}] {written}")).into_graph();
     Ok(Loaded::Done(Box::new(LoadedContext {
@@ -117,7 +149,7 @@ async fn image(
 }
 
 /// `name@digest`; the name is the client's content store.
-async fn oci_layout(answers: &Answers<'_>, context: &NamedContext, written: &str, platform: Option<&Platform>) -> Result<LoadedContext> {
+async fn oci_layout(images: &Images<'_>, context: &NamedContext, written: &str, platform: Option<&Platform>) -> Result<LoadedContext> {
     let wrong = |what: &str| invalid(format!("oci-layout reference {written:?} has no {what}"));
     let (store, digest) = match written.split_once('@') {
         Some(("", _)) => return Err(wrong("name")),
@@ -130,7 +162,7 @@ async fn oci_layout(answers: &Answers<'_>, context: &NamedContext, written: &str
     let name: Reference =
         context.name.parse().map_err(|e| invalid(format!("could not parse oci-layout reference {:?}: {e}", context.name)))?;
     let dummy = name.with_digest(digest).to_string();
-    let session = answers.bridge.build().session_id.clone();
+    let session = images.bridge.build().session_id.clone();
     let request = ResolveRequest {
         op: SourceOp {
             identifier: format!("oci-layout://{dummy}"),
@@ -140,19 +172,19 @@ async fn oci_layout(answers: &Answers<'_>, context: &NamedContext, written: &str
         log_name: format!("[context {}] load metadata for {dummy}", context.key),
         ..ResolveRequest::default()
     };
-    let found = answers.resolve(request).await?;
+    let found = images.resolve(request).await?;
     let Some((_, config)) = found.image else { return Err(not_an_image(&dummy, &found.reference)) };
     let config = parse_config(&config).context("could not parse oci-layout image config")?;
-    let platform = platform.unwrap_or(answers.config.native_platform()).clone();
+    let platform = platform.unwrap_or(images.config.native_platform()).clone();
     let source = source::oci_layout(&dummy, Some(platform), &session, store);
     let graph = source.named(format!("[context {}] OCI load from client", context.key)).into_graph();
     Ok(LoadedContext { files: ContextFiles::Graph(Some(Arc::new(graph))), image: Some(ImageConfig { created: None, ..config }) })
 }
 
 /// A directory of the client. Its ignore file is read now, its files when it is known which are used.
-async fn local(answers: &Answers<'_>, context: &NamedContext, name: &str) -> Result<LoadedContext> {
+async fn local(images: &Images<'_>, context: &NamedContext, name: &str) -> Result<LoadedContext> {
     let key = &context.key;
-    let session_id = answers.config.session_for(name, answers.bridge.build()).to_owned();
+    let session_id = images.config.session_for(name, images.bridge.build()).to_owned();
     let ignore = Local {
         name: name.to_owned(),
         session_id: session_id.clone(),
@@ -164,25 +196,25 @@ async fn local(answers: &Answers<'_>, context: &NamedContext, name: &str) -> Res
     let source = source::local(&ignore).named(format!("[context {key}] load {IGNORE_FILE}"));
     let request = SolveRequest { graph: Some(Arc::new(source.into_graph())), evaluate: true, ..SolveRequest::default() };
     let mut exclude = Vec::new();
-    if let Some(reference) = answers.bridge.solve(request).await?.single_ref()?
+    if let Some(reference) = images.bridge.solve(request).await?.single_ref()?
         && let Ok(data) = reference.read_file(IGNORE_FILE, None).await
     {
         exclude = patterns::parse_ignore_file(&data);
     }
-    let shared_key = answers.config.opt(&format!("sharedkey:localdir:{key}"));
+    let shared_key = images.config.opt(&format!("sharedkey:localdir:{key}"));
     let local =
         Local { name: name.to_owned(), session_id, exclude, shared_key_hint: format!("context:{key}-{shared_key}"), ..Local::default() };
     Ok(LoadedContext { files: ContextFiles::Local { local, name: format!("[context {key}] load from client") }, image: None })
 }
 
 /// A graph that the client handed over with the request, perhaps with an image config.
-async fn client_input(answers: &Answers<'_>, context: &NamedContext, name: &str) -> Result<LoadedContext> {
-    let mut inputs = answers.bridge.inputs().await?;
+async fn client_input(images: &Images<'_>, context: &NamedContext, name: &str) -> Result<LoadedContext> {
+    let mut inputs = images.bridge.inputs().await?;
     let Some(graph) = inputs.remove(name) else {
         return Err(invalid(format!("invalid input {name} for {}", context.key)));
     };
     let mut image = None;
-    if let Some(text) = answers.config.opts.get(&format!("input-metadata:{name}")) {
+    if let Some(text) = images.config.opts.get(&format!("input-metadata:{name}")) {
         let wrong = |why: String| invalid(format!("failed to parse input metadata {text}: {why}"));
         let metadata: BTreeMap<String, String> = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
         if let Some(encoded) = metadata.get("containerimage.config") {

@@ -50,8 +50,14 @@ impl Args {
                 continue;
             };
             let (name, inline) = body.split_once('=').map_or((body, None), |(name, value)| (name, Some(value.to_owned())));
-            let (names, takes) =
-                specs.iter().find(|(names, _)| names.contains(&name)).ok_or_else(|| format!("flag provided but not defined: -{name}"))?;
+            let known = |name: &str| specs.iter().find(|(names, _)| names.contains(&name));
+            // `-f-`, `-tname`: the value follows a one-letter flag without a blank.
+            let attached = || {
+                let letter = body.get(..1).filter(|_| !arg.starts_with("--") && body.len() > 1)?;
+                known(letter).filter(|(_, takes)| *takes == Takes::Value).map(|spec| (spec, Some(body[1..].to_owned())))
+            };
+            let found = known(name).map(|spec| (spec, inline)).or_else(attached);
+            let ((names, takes), inline) = found.ok_or_else(|| format!("flag provided but not defined: -{name}"))?;
             at += 1;
             let value = match (takes, inline) {
                 (Takes::Nothing, None) => "true".to_owned(),
@@ -175,6 +181,8 @@ mod tests {
         assert_eq!(args.operands, ["ctx", "-x"]);
         assert_eq!(parse(&["-"]).unwrap().operands, ["-"]);
         assert_eq!(parse(&["--nope"]).unwrap_err(), "flag provided but not defined: -nope");
+        assert_eq!(parse(&["-otype=oci", "-o-"]).unwrap().all("output"), ["type=oci", "-"]);
+        assert_eq!(parse(&["--otype"]).unwrap_err(), "flag provided but not defined: -otype");
         assert_eq!(parse(&["--opt"]).unwrap_err(), "flag needs an argument: -opt");
         assert!(parse(&["--no-cache=maybe"]).is_err());
     }
