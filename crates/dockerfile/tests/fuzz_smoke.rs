@@ -1,13 +1,11 @@
 //! No text makes the room panic, hang, or differ from itself: Dockerfiles changed at random, always in the same way.
-use std::sync::Arc;
+mod fixed;
+
 use std::time::{Duration, Instant};
 
-use dockerfile::convert::{Ask, Image, ImageRequest, LoadedContext, NamedContext};
 use dockerfile::lint::Linter;
-use dockerfile::source::{self, Local, ResolveMode};
-use dockerfile::{Cause, Options, convert, instruction, syntax};
-use llb::Graph;
-use oci::{Digest, Platform, Timestamp};
+use dockerfile::{Options, convert, instruction, syntax};
+use fixed::{Fixed, ON_BUILD};
 
 /// How long the loop may run; it ends earlier after enough rounds.
 const BUDGET: Duration = Duration::from_secs(5);
@@ -24,37 +22,6 @@ const PIECES: [&str; 30] = [
     "$", "{", "}", "\\", "`", "\"", "'", "\n", "<<", "EOF", "#", "/", "%", "*", "?", "[", "]", ",", "=", "--", ":", "-", " ", "\t", "é",
     "\u{feff}", "FROM a\n", "ONBUILD ", "${x:-", "\\\n",
 ];
-
-struct Fixed;
-
-#[async_trait::async_trait]
-impl Ask for Fixed {
-    async fn image(&self, request: ImageRequest<'_>) -> Result<Image, Cause> {
-        let config = r#"{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/bin"],"OnBuild":["RUN x"]},"rootfs":{"type":"layers","diff_ids":null},"history":[{}]}"#;
-        Ok(Image { reference: request.reference.to_owned(), digest: Digest::of(b"image"), config: config.into() })
-    }
-
-    fn named_context(&self, _: &str, _: Option<&Platform>) -> Result<Option<NamedContext>, Cause> {
-        Ok(None)
-    }
-
-    async fn load_context(&self, _: &NamedContext, _: Option<&Platform>, _: ResolveMode) -> Result<LoadedContext, Cause> {
-        Err("there are no named contexts".into())
-    }
-
-    async fn main_context(&self, paths: &[String]) -> Result<Option<Arc<Graph>>, Cause> {
-        let local = Local { name: "context".into(), follow_paths: paths.to_vec(), ..Local::default() };
-        Ok(Some(Arc::new(source::local(&local).into_graph())))
-    }
-
-    async fn ignore_patterns(&self) -> Result<Vec<String>, Cause> {
-        Ok(vec!["*.x".into(), "!k".into()])
-    }
-
-    async fn source_date(&self, _: &Graph, _: &str) -> Result<Option<Timestamp>, Cause> {
-        Ok(None)
-    }
-}
 
 /// xorshift: small, and the same everywhere.
 struct Random(u64);
@@ -101,7 +68,7 @@ fn mutate(text: &mut String, random: &mut Random) {
 fn outcome(text: &str) -> Result<(Vec<String>, Vec<u8>), String> {
     let options = Options { caps: llb::CAPABILITIES.iter().map(|c| (*c).to_owned()).collect(), ..Options::default() };
     let mut linter = Linter::new(Default::default());
-    let converted = futures_util::future::FutureExt::now_or_never(convert(text.as_bytes(), &options, &Fixed, &mut linter));
+    let converted = futures_util::future::FutureExt::now_or_never(convert(text.as_bytes(), &options, &Fixed(ON_BUILD), &mut linter));
     let converted = converted.expect("nothing here has to wait").map_err(|e| e.to_string())?;
     Ok((converted.graph.vertices.iter().map(|v| v.digest.to_string()).collect(), converted.image.to_bytes()))
 }

@@ -1,51 +1,17 @@
 //! How long a long Dockerfile takes. The bar is the release build's; without optimisation it is only a guard against squares.
 //!
 //! `cargo test --release -p dockerfile --test speed -- --nocapture` prints the figures.
-use std::sync::Arc;
+mod fixed;
+
 use std::time::Duration;
 
-use dockerfile::convert::{Ask, Image, ImageRequest, LoadedContext, NamedContext};
 use dockerfile::lint::Linter;
-use dockerfile::source::{self, Local, ResolveMode};
-use dockerfile::{Cause, Options, convert};
+use dockerfile::{Options, convert};
+use fixed::{Fixed, PLAIN};
 use futures_util::FutureExt as _;
-use llb::Graph;
-use oci::{Digest, Platform, Timestamp};
 
 const BAR: Duration = if cfg!(debug_assertions) { Duration::from_millis(1500) } else { Duration::from_millis(20) };
 const LINES: usize = 2_000;
-
-struct Fixed;
-
-#[async_trait::async_trait]
-impl Ask for Fixed {
-    async fn image(&self, request: ImageRequest<'_>) -> Result<Image, Cause> {
-        let config =
-            r#"{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/bin:/bin"]},"rootfs":{"type":"layers","diff_ids":null}}"#;
-        Ok(Image { reference: request.reference.to_owned(), digest: Digest::of(b"image"), config: config.into() })
-    }
-
-    fn named_context(&self, _: &str, _: Option<&Platform>) -> Result<Option<NamedContext>, Cause> {
-        Ok(None)
-    }
-
-    async fn load_context(&self, _: &NamedContext, _: Option<&Platform>, _: ResolveMode) -> Result<LoadedContext, Cause> {
-        Err("there are no named contexts".into())
-    }
-
-    async fn main_context(&self, paths: &[String]) -> Result<Option<Arc<Graph>>, Cause> {
-        let local = Local { name: "context".into(), follow_paths: paths.to_vec(), ..Local::default() };
-        Ok(Some(Arc::new(source::local(&local).into_graph())))
-    }
-
-    async fn ignore_patterns(&self) -> Result<Vec<String>, Cause> {
-        Ok(vec!["**/*.o".into(), ".git".into()])
-    }
-
-    async fn source_date(&self, _: &Graph, _: &str) -> Result<Option<Timestamp>, Cause> {
-        Ok(None)
-    }
-}
 
 /// Forty stages of a project with 50 lines each; each takes files from the last.
 fn stages() -> String {
@@ -77,7 +43,7 @@ fn time(text: &str) -> Duration {
     let once = || {
         let start = on_processor();
         let mut linter = Linter::new(Default::default());
-        let converted = convert(text.as_bytes(), &options, &Fixed, &mut linter).now_or_never().expect("nothing here has to wait");
+        let converted = convert(text.as_bytes(), &options, &Fixed(PLAIN), &mut linter).now_or_never().expect("nothing here has to wait");
         assert!(converted.unwrap().graph.vertices.len() > 100);
         on_processor() - start
     };

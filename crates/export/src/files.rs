@@ -82,7 +82,7 @@ async fn output(source: &Source, result: &PlatformResult, options: &FilesOptions
     let tree: Shared = match &result.layer {
         None => Arc::new(Empty),
         Some(layer) => {
-            context.cancel.run(layer.realize(&context.cancel, &context.reporter)).await?;
+            context.cancel.run(layer.realize_with_room(&context.cancel, &context.reporter)).await?;
             Arc::new(LayerTree::new(layer.view()?, epoch))
         }
     };

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use fault::{Context as _, Fault, Result};
-use frontend::dockerfile::is_replaced;
 use frontend::bridge::{Build as Facts, CacheImport, WorkerPlatforms};
+use frontend::dockerfile::is_replaced;
 use frontend::{Bridge, Outcome, ResolveRequest, SolveRequest, SourceMeta};
 use llb::Graph;
 use oci::{Platform, Reference};

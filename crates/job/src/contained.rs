@@ -134,7 +134,7 @@ async fn execute(build: &Arc<Build>, source: &str, program: Program<'_>, gateway
     let Program { config, opts, layer, definition } = program;
     let cancel = build.cancel.child();
     if let Some(layer) = &layer {
-        layer.realize(&cancel, &Reporter::silent()).await?;
+        layer.realize_with_room(&cancel, &Reporter::silent()).await?;
     }
     let root = llb::Mount {
         dest: "/".into(),

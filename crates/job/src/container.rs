@@ -48,12 +48,14 @@ impl BuildContainer {
                 Some(reference) => build.layer_of(reference).await?,
                 None => None,
             };
-            if let Some(layer) = &layer {
-                layer.realize(&build.cancel, &Reporter::silent()).await?;
-            }
             let input = layer.is_some().then_some(inputs.len() as u32);
             inputs.extend(layer.map(Some));
             mounts.push(llb::Mount { input, output: None, ..asked.mount });
+        }
+        // For what is unpacked now, and for what new cache mounts begin with.
+        let room = build.worker.layers().room(&build.cancel).await?;
+        for layer in inputs.iter().flatten() {
+            layer.realize(&build.cancel, &Reporter::silent()).await?;
         }
         let cancel = build.cancel.child();
         let owner = format!("container {}", request.id);
@@ -67,6 +69,7 @@ impl BuildContainer {
             cancel: &cancel,
         };
         let mut prepared = Prepared::new(build.worker.exec(), &wanted).await?;
+        drop(room);
         let template = sandbox::Container {
             root_readonly: prepared.root_readonly(),
             mounts: prepared.take_mounts(),

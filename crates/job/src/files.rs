@@ -25,7 +25,7 @@ impl Tree {
     /// Fetches and unpacks what is still missing of the layer.
     pub async fn open(layer: Option<Layer>, cancel: &Cancel) -> Result<Self> {
         let Some(layer) = layer else { return Ok(Self { layer: None, view: None }) };
-        layer.realize(cancel, &Reporter::silent()).await?;
+        layer.realize_with_room(cancel, &Reporter::silent()).await?;
         let view = layer.view()?;
         Ok(Self { layer: Some(layer), view: Some(view) })
     }

@@ -164,7 +164,7 @@ async fn create(layer: &Layer, compression: Compression, begun: Option<Begun>, c
     };
     let below = below.map(Layer::glance);
     for needed in below.iter().chain([layer]) {
-        crate::realize::below(needed, cancel, reporter).await?;
+        Box::pin(needed.realize_with_room(cancel, reporter)).await?;
     }
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
     let _room = node.home.room(cancel).await?;

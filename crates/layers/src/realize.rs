@@ -22,7 +22,7 @@ pub(crate) struct Realized {
     opaque: bool,
 }
 
-/// [`Layer::realize`] for work on another layer: a type that ends the recursion.
+/// [`Layer::realize`] for work on another layer, which has its room: a type that ends the recursion.
 pub(crate) fn below<'a>(
     layer: &'a Layer,
     cancel: &'a Cancel,
@@ -45,6 +45,14 @@ impl Layer {
         try_join_all(hidden.map(|element| crate::explicit::ensure(&element.node, cancel, reporter))).await?;
         self.0.set_whole();
         Ok(())
+    }
+
+    /// [`Layer::realize`] for whoever has no [`crate::Room`]: where files are missing, they wait for room below the ceiling. Whoever has one already must
+    /// not ask for another.
+    pub async fn realize_with_room(&self, cancel: &Cancel, reporter: &Reporter) -> fault::Result<()> {
+        let is_here = self.0.is_whole() || self.0.chain().iter().all(|element| element.node.state().tree.is_some() && !element.explicit);
+        let _room = if is_here { None } else { Some(self.0.home.room(cancel).await?) };
+        self.realize(cancel, reporter).await
     }
 
     /// A merged view of the files. Fails if the layer is not realized.

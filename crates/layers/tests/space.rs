@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Archive, Home, pull};
+use common::{Archive, Home, image, pull};
 use layers::{Compression, Housekeeping, Layer, Layers, Properties, Rule, Sharing, UsageQuery};
 use progress::Reporter;
 use task::Cancel;
@@ -219,6 +219,41 @@ async fn the_ceiling_holds_while_blobs_are_made() {
     assert!(most <= CEILING + at_once * STEP + 100_000, "{most} on disk");
     assert!(house.gone.lock().unwrap().len() >= 5);
     house.end().await;
+}
+
+/// As exports and looks into results do it, which are no steps.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_unpacked_outside_of_steps_waits_for_room() {
+    let home = Home::new();
+    let layers = home.open();
+    for n in 0..4 {
+        drop(step(&layers, None, &format!("left{n}"), 1_000_000));
+    }
+    let (list, source) = image(&[Archive::default().file("a", &"pulled".repeat(100_000)).end()]);
+    let source = Arc::new(source);
+    let lazy = layers.from_image(list, source.clone()).unwrap().unwrap();
+    layers.set_ceiling(2_000_000);
+    let unpacking = {
+        let lazy = lazy.clone();
+        task::spawn("unpacking", async move { lazy.realize_with_room(&Cancel::new(), &Reporter::silent()).await })
+    };
+    tokio::time::timeout(Duration::from_millis(200), async {
+        while !unpacking.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect_err("nobody makes room yet");
+    assert_eq!(source.fetches.load(std::sync::atomic::Ordering::SeqCst), 0);
+
+    let house = House::keep(&layers, Vec::new());
+    unpacking.join().await.unwrap().unwrap();
+    assert_eq!(lazy.view().unwrap().read_dir("/").unwrap().len(), 1);
+    assert!(house.gone.lock().unwrap().len() >= 3, "the rest was deleted for it");
+    // What is there needs no room.
+    house.end().await;
+    layers.set_ceiling(1);
+    lazy.realize_with_room(&Cancel::new(), &Reporter::silent()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

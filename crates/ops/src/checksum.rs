@@ -20,7 +20,7 @@ pub async fn of_selectors(layer: Option<&Layer>, selectors: &[ContentSelector], 
         let of = |s: &ContentSelector| treehash::checksum_of_nothing(&rooted(&s.path)).map_err(|e| checksum_fault("", e));
         return Ok(cache_key::combine(&selectors.iter().map(of).collect::<Result<Vec<_>>>()?));
     };
-    layer.realize(cancel, reporter).await?;
+    layer.realize_with_room(cancel, reporter).await?;
     let (layer, selectors, cancel) = (layer.clone(), selectors.to_vec(), cancel.clone());
     task::blocking(move || {
         let view = layer.view()?;

@@ -33,6 +33,6 @@ pub use fetch::BlobStream;
 pub use payload::{Payload, Progress};
 pub use push::{Pushed, SOURCE_ANNOTATION, mount_candidate};
 pub use resolve::MAX_MANIFEST;
-pub use tls::system_roots;
+pub use tls::{ROOT_BUNDLES, system_roots};
 pub use traffic::Traffic;
 pub use web::{Web, WebAnswer};

@@ -11,8 +11,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use crate::config::{Host, Keypair};
 use crate::error::{RegistryError, Result};
 
-/// Where distributions keep their bundle.
-const BUNDLES: [&str; 6] = [
+/// Where distributions keep the certificates of the roots that they trust.
+pub const ROOT_BUNDLES: [&str; 6] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -24,7 +24,7 @@ const BUNDLES: [&str; 6] = [
 /// The machine's roots; the compiled-in ones where it has none.
 pub fn system_roots(bundle: Option<&Path>) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    let candidates = bundle.into_iter().map(Path::to_owned).chain(BUNDLES.iter().map(PathBuf::from));
+    let candidates = bundle.into_iter().map(Path::to_owned).chain(ROOT_BUNDLES.iter().map(PathBuf::from));
     for path in candidates {
         if let Ok(certificates) = read_certificates(&path) {
             let (added, _) = roots.add_parsable_certificates(certificates);

@@ -34,4 +34,5 @@ pub use store::{Context, Sources};
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing {
     pub use crate::local::fuzzing::receive;
+    pub use crate::signature::fuzzing::verify as verify_signature;
 }

@@ -27,7 +27,7 @@ pub async fn supplement(statement: &mut Written, part: &Part, layers: &BTreeMap<
             .filter_map(|packed| Some((packed.descriptor.digest.clone(), layers.get(&packed.descriptor.digest)?.clone())))
             .collect();
         for (_, layer) in &chain {
-            layer.realize(&context.cancel, &context.reporter).await?;
+            layer.realize_with_room(&context.cancel, &context.reporter).await?;
         }
         let homes = task::blocking(move || homes(&chain)).await?;
         place(&mut document, &homes);

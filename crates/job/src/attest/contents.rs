@@ -25,7 +25,7 @@ pub async fn statement(build: &Build, outcome: &Outcome, platform: &str, wanted:
                 None => None,
             };
             if let Some(layer) = &layer {
-                layer.realize(&build.cancel, &reporter).await?;
+                layer.realize_with_room(&build.cancel, &reporter).await?;
             }
             let name = platform.to_owned();
             let (document, notes) = task::blocking(move || {

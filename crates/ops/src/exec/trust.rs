@@ -6,17 +6,9 @@ use std::path::{Path, PathBuf};
 
 use fault::{Context as _, Fault, Kind, Result};
 use layers::Draft;
+use registry::ROOT_BUNDLES;
 use snapshot::{Follow, PathError, Time};
 
-/// Where distributions keep their bundle.
-const BUNDLES: [&str; 6] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 const BEGIN: &[u8] = b"\n# buildkit proxy CA begin\n";
 const END: &[u8] = b"# buildkit proxy CA end\n";
 /// Larger bundles are none.
@@ -35,7 +27,7 @@ impl Trusted {
     /// Adds the certificate to the first bundle that is there, if any.
     pub fn add(draft: &mut Draft, certificate: &str) -> Result<Option<Self>> {
         let view = draft.view()?;
-        for place in BUNDLES {
+        for place in ROOT_BUNDLES {
             let Some(entry) = view.lookup(place, Follow::Yes).map_err(failed)? else { continue };
             let metadata = entry.metadata();
             if !metadata.is_file() || metadata.size > LARGEST {

@@ -25,6 +25,14 @@ pub(crate) fn verify(object: &[u8], name: &str, keys: &str, reject_expired: bool
     ssh::verify(&signed, &block.bytes, keys)
 }
 
+/// Both ways to take a signature out of an object.
+#[cfg(feature = "fuzzing")]
+pub(super) fn split(object: &[u8]) {
+    let tag = split_tag(object);
+    assert!(object.starts_with(&tag.signed));
+    assert!(split_commit(object).signed.len() <= object.len());
+}
+
 fn check_name(object: &[u8], is_tag: bool, name: &str) -> Result<(), SignatureError> {
     let algorithm = if name.len() == 64 { &SHA256 } else { &SHA1_FOR_LEGACY_USE_ONLY };
     let head = format!("{} {}\0", if is_tag { "tag" } else { "commit" }, object.len());

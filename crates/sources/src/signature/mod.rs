@@ -4,6 +4,8 @@
 //! meant for signing, bound to their certificate, and not revoked. See `docs/decisions/0012-signatures.md`.
 mod armor;
 mod certificate;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod git;
 mod openpgp;
 mod packet;
