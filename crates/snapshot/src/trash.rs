@@ -42,34 +42,55 @@ impl Trash {
         let _alone = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         // One that cannot be deleted does not keep the others.
         let (mut count, mut failure) = (0, None);
-        for entry in fs::read_dir(&self.path).map_err(Error::io("read", &self.path))? {
-            let path = entry.map_err(Error::io("read", &self.path))?.path();
-            match delete(&path) {
+        // Listed first: parts of deep trees come up here on their way out.
+        let listed = fs::read_dir(&self.path).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+        for entry in listed.map_err(Error::io("read", &self.path))? {
+            let path = entry.path();
+            match self.delete(&path) {
                 Ok(done) => count += usize::from(done),
                 Err(error) => failure = failure.or(Some(Error::io("delete", &path)(error))),
             }
         }
         failure.map_or(Ok(count), Err)
     }
-}
 
-/// Whether anything was done.
-fn delete(path: &Path) -> io::Result<bool> {
-    if path.extension().is_some_and(|extension| extension == HUSK) {
-        return if is_old(path) { fs::remove_dir_all(path).map(|()| true) } else { Ok(false) };
-    }
-    match hollow(path) {
-        Ok(count) if count >= MANY => {
-            fs::write(path.join(SINCE), "")?;
-            fs::rename(path, path.with_extension(HUSK))?;
+    /// Whether anything was done.
+    fn delete(&self, path: &Path) -> io::Result<bool> {
+        if path.extension().is_some_and(|extension| extension == HUSK) {
+            return if is_old(path) { fs::remove_dir_all(path).map(|()| true) } else { Ok(false) };
         }
-        // Or too deep for paths, or no directory.
-        _ => match fs::remove_dir_all(path) {
+        match hollow(path) {
+            Ok(count) if count >= MANY => {
+                fs::write(path.join(SINCE), "")?;
+                fs::rename(path, path.with_extension(HUSK))?;
+            }
+            Ok(_) => fs::remove_dir_all(path)?,
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path)?,
-            other => other?,
-        },
+            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => self.delete_deep(path)?,
+            Err(error) => return Err(error),
+        }
+        Ok(true)
     }
-    Ok(true)
+
+    /// Deletes a tree with paths that are too long for the kernel: each directory in it is brought up into the trash first. Going down into it would take
+    /// a descriptor and a piece of the stack for each of its levels, of which there may be any number.
+    fn delete_deep(&self, path: &Path) -> io::Result<()> {
+        let mut pending = vec![path.to_owned()];
+        while let Some(dir) = pending.pop() {
+            for entry in fs::read_dir(&dir)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    let raised = self.path.join(TreeId::fresh().as_str());
+                    fs::rename(entry.path(), &raised)?;
+                    pending.push(raised);
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            fs::remove_dir(&dir)?;
+        }
+        Ok(())
+    }
 }
 
 /// The extension of a tree whose files are deleted.
@@ -143,13 +164,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (trash, victim) = (trash(dir.path()), dir.path().join("victim"));
         fs::create_dir(&victim).unwrap();
-        // Deeper than a path can be long, from the inside out.
-        let name = "n".repeat(200);
+        // Deeper than a path can be long, and than there are descriptors, from the inside out.
+        let name = format!("{}n", "n/".repeat(1500));
         let parts = dir.path().join("parts");
         fs::create_dir(&parts).unwrap();
         for _ in 0..30 {
             let outer = dir.path().join("outer");
-            fs::create_dir(&outer).unwrap();
+            fs::create_dir_all(outer.join(&name)).unwrap();
             fs::rename(&parts, outer.join(&name)).unwrap();
             fs::rename(&outer, &parts).unwrap();
         }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 mod client;
 mod definitions;
+mod depth;
 mod files;
 mod images;
 mod registry;

@@ -190,7 +190,7 @@ pub fn usage(program: &str) -> String {
   --group GROUP              group that owns unix sockets
   --tlscert, --tlskey, --tlscacert FILE
                              TLS for tcp and fd listeners; with a CA, clients need certificates
-  --debug                    log at level debug
+  --debug, --trace           log at these levels
   --log-format text|json     --log-level trace|debug|info|warn|error
   --allow-insecure-entitlement network.host|security.insecure
   --oci-worker-binary FILE   runc, crun or another OCI runtime in the place of the built-in sandbox
@@ -201,6 +201,10 @@ pub fn usage(program: &str) -> String {
   --oci-cni-config-path FILE, --oci-cni-binary-dir DIR
   --oci-cni-pool-size N      network namespaces kept ready, of a bridge too
   --oci-worker-snapshotter auto|overlayfs|native
+  --oci-worker-no-process-sandbox
+                             without root: steps see the daemon's /proc
+  --cdi-spec-dir DIR (may be repeated), --cdi-disabled
+                             devices that steps may ask for
   --oci-worker-platform OS/ARCH, --oci-worker-labels K=V, --oci-max-parallelism N
   --oci-worker-gc=false      no garbage collection (default on)
   --oci-worker-gc-keepstorage MB[,FREE_MB[,MAX_MB]]
@@ -208,6 +212,7 @@ pub fn usage(program: &str) -> String {
   --oci-worker-gc-ceiling SIZE
                              never more on disk than this, also while builds run: 50GB, 60%
   --grace-period SECONDS     how long builds may go on after SIGTERM (default 20)
+  --idle-exit SECONDS        end after so long without a client and a build
   --version, --help"
     )
 }
@@ -243,5 +248,29 @@ mod tests {
         assert_eq!(flags.ignored, ["containerd-worker"]);
         assert!(parse(&["--nonsense", "x"]).unwrap_err().contains("nonsense"));
         assert!(parse(&["--root"]).unwrap_err().contains("needs an argument"));
+    }
+
+    /// The flags that a text names.
+    fn named(text: &str) -> std::collections::BTreeSet<&str> {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+        words.filter_map(|word| word.strip_prefix("--")).filter(|flag| flag.starts_with(|c: char| c.is_ascii_lowercase())).collect()
+    }
+
+    #[test]
+    fn the_operators_guide_names_every_flag_and_no_other() {
+        let guide = include_str!("../../../../docs/operating.md");
+        let own = usage("kiln daemon");
+        let offered: std::collections::BTreeSet<&str> =
+            named(&own).into_iter().filter(|flag| !["version", "help"].contains(flag)).collect();
+        let missing: Vec<_> = offered.difference(&named(guide)).copied().collect();
+        assert!(missing.is_empty(), "docs/operating.md does not name {missing:?}");
+
+        let table = guide.lines().filter(|line| line.starts_with("| `--")).filter_map(|line| line.split('|').nth(1)).collect::<String>();
+        assert!(named(&table).len() > 30, "{table}");
+        for flag in named(&table) {
+            let flags = parse(&[&format!("--{flag}=1")]).unwrap_or_else(|error| panic!("docs/operating.md names --{flag}: {error}"));
+            assert!(flags.ignored.is_empty(), "docs/operating.md names --{flag}, which has no effect");
+            assert!(offered.contains(flag), "--help does not name --{flag}");
+        }
     }
 }

@@ -17,6 +17,10 @@ use std::process::ExitCode;
 
 use flags::{Flags, Parsed};
 
+/// Bytes; taken only as far as they are used. Trees are walked recursively, and one that a step made may have two thousand levels before its paths become
+/// too long for the kernel, and with that for us.
+const STACK: usize = 16 << 20;
+
 /// Runs the daemon called `program` with these arguments until it is told to stop.
 pub fn main(program: &str, args: Vec<OsString>) -> ExitCode {
     match start(program, args) {
@@ -52,6 +56,7 @@ fn start(program: &str, args: Vec<OsString>) -> Result<ExitCode, String> {
         .enable_all()
         .thread_name("kiln")
         .max_blocking_threads(64)
+        .thread_stack_size(STACK)
         .build()
         .map_err(|e| format!("failed to start the runtime: {e}"))?;
     let outcome = runtime.block_on(serve::run(config));

@@ -114,7 +114,9 @@ impl Auth {
         if challenges.iter().any(|c| c.scheme == "basic") {
             let again = used.is_none();
             if again {
-                self.state().challenges.insert(ask.place(), Known::Basic);
+                let mut state = self.state();
+                trim(&mut state.challenges);
+                state.challenges.insert(ask.place(), Known::Basic);
             } else {
                 self.forget(ask);
             }

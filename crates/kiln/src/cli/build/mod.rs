@@ -127,3 +127,23 @@ async fn interrupted() {
         std::process::exit(130);
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{EVERYDAY_FLAGS, FLAGS};
+    use crate::cli::args::Args;
+
+    #[test]
+    fn commands_in_the_guides_are_commands() {
+        let guides = [include_str!("../../../../../docs/operating.md"), include_str!("../../../../../README.md")];
+        let commands: Vec<&str> =
+            guides.iter().flat_map(|guide| guide.lines()).filter_map(|line| line.strip_prefix("kiln build ")).collect();
+        assert!(commands.len() >= 6, "{commands:?}");
+        let specs = [FLAGS, EVERYDAY_FLAGS].concat();
+        for command in commands {
+            let words: Vec<String> = command.split(" #").next().unwrap().split_whitespace().map(str::to_owned).collect();
+            let args = Args::parse(&specs, &words).unwrap_or_else(|error| panic!("kiln build {command}: {error}"));
+            assert_eq!(args.operands.len(), 1, "kiln build {command}");
+        }
+    }
+}
