@@ -52,8 +52,11 @@ impl Spans {
     /// Adds a span, in the form of a span stub.
     pub fn add(&self, trace: TraceId, span: Value) {
         let mut traces = self.0.lock().expect("no holder of this lock panics");
-        if traces.len() >= MOST_TRACES && !traces.contains_key(&trace) {
-            return;
+        if !traces.contains_key(&trace) {
+            traces.retain(|_, kept| kept.last.elapsed() < KEPT);
+            if traces.len() >= MOST_TRACES {
+                return;
+            }
         }
         let kept = traces.entry(trace).or_insert_with(|| Kept { spans: Vec::new(), last: Instant::now() });
         kept.last = Instant::now();
