@@ -168,7 +168,7 @@ mod tests {
         let name = format!("{}n", "n/".repeat(1500));
         let parts = dir.path().join("parts");
         fs::create_dir(&parts).unwrap();
-        for _ in 0..6 {
+        for _ in 0..4 {
             let outer = dir.path().join("outer");
             fs::create_dir_all(outer.join(&name)).unwrap();
             fs::rename(&parts, outer.join(&name)).unwrap();
