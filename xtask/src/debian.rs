@@ -13,15 +13,16 @@ pub fn install(packages: &[&str]) -> Outcome {
     run(command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
 }
 
-/// Unpacks one package of the suite `sid`, for any architecture, below `into`, with lists and cache of its own: the system's stay as they are.
-pub fn unpack_from_sid(package: &str, architecture: &str, into: &Path) -> Outcome {
+/// Unpacks one package of a suite, for any architecture, below `into`, with lists and cache of its own: the system's stay as they are. Of a
+/// package that only names another, as that of the current kernel does, it is the other.
+pub fn unpack_from(suite: &str, package: &str, architecture: &str, into: &Path) -> Outcome {
     let apt = into.join("apt");
     for dir in ["lists/partial", "cache/archives/partial", "debs"] {
         fs::create_dir_all(apt.join(dir))?;
     }
     fs::write(apt.join("status"), "")?;
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(apt.join("sources.list"), format!("deb [signed-by={keyring}] {} sid main\n", mirror()?))?;
+    fs::write(apt.join("sources.list"), format!("deb [signed-by={keyring}] {} {suite} main\n", mirror()?))?;
     let option = |key: &str, value: String| ["-o".to_owned(), format!("{key}={value}")];
     let path = |name: &str| apt.join(name).display().to_string();
     let options: Vec<String> = [
@@ -35,6 +36,7 @@ pub fn unpack_from_sid(package: &str, architecture: &str, into: &Path) -> Outcom
     ]
     .concat();
     run(Command::new("apt-get").args(&options).args(["update", "-qq"]))?;
+    let package = real_package(package, &options)?;
     run(Command::new("apt-get")
         .args(&options)
         .args(["download", "-qq", &format!("{package}:{architecture}")])
@@ -44,6 +46,17 @@ pub fn unpack_from_sid(package: &str, architecture: &str, into: &Path) -> Outcom
     }
     fs::remove_dir_all(apt)?;
     Ok(())
+}
+
+/// `linux-image-cloud-amd64` depends on the image of one version, and has no files.
+fn real_package(package: &str, options: &[String]) -> Result<String, Box<dyn std::error::Error>> {
+    if !package.starts_with("linux-image-") {
+        return Ok(package.to_owned());
+    }
+    let output = Command::new("apt-cache").args(options).args(["depends", package]).output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let image = text.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    Ok(format!("linux-image-{}", image.ok_or("the kernel's package names no image")?))
 }
 
 /// This machine's architecture, as Debian names it.

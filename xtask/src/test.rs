@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::{Outcome, debian, run};
 
 /// (program, by name or path; Debian package)
-const COMPONENTS: [(&str, &str); 17] = [
+const COMPONENTS: [(&str, &str); 21] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
@@ -24,6 +24,10 @@ const COMPONENTS: [(&str, &str); 17] = [
     ("dockerd", "docker.io"),
     ("rpmbuild", "rpm"),
     ("db5.3_load", "db5.3-util"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("mke2fs", "e2fsprogs"),
+    ("apparmor_parser", "apparmor"),
+    ("secilc", "secilc"),
 ];
 
 /// Where plugins of Docker's client lie in Debian's packages, which are named like them.
@@ -36,7 +40,8 @@ pub fn all_rings(root: &Path, filter: &[String]) -> Outcome {
     let runner: &[&str] = if found("cargo-nextest") { &["nextest", "run"] } else { &["test"] };
     let mut command = Command::new("cargo");
     command.current_dir(root).args(runner).args(["--workspace", "--locked", "--no-fail-fast"]).args(filter);
-    run(command.env("KILN_TEST_BUILDX", buildx).env("KILN_TEST_COMPOSE", compose).env("KILN_TEST_ARM64_BUSYBOX", foreign))
+    command.env("KILN_TEST_BUILDX", buildx).env("KILN_TEST_COMPOSE", compose).env("KILN_TEST_ARM64_BUSYBOX", foreign);
+    run(command.env("KILN_TEST_KERNEL", kernel(root)?))
 }
 
 fn install() -> Outcome {
@@ -64,7 +69,7 @@ fn plugin(root: &Path, name: &str) -> Result<PathBuf, Box<dyn std::error::Error>
     let unpacked = tools.join(&place);
     if !unpacked.is_file() {
         std::fs::create_dir_all(&tools)?;
-        debian::unpack_from_sid(name, &debian::own_architecture()?, &tools.canonicalize()?)?;
+        debian::unpack_from("sid", name, &debian::own_architecture()?, &tools.canonicalize()?)?;
     }
     Ok(unpacked.canonicalize()?)
 }
@@ -76,9 +81,20 @@ fn foreign_busybox(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let find = || ["usr/bin/busybox", "bin/busybox"].map(|path| tools.join(path)).into_iter().find(|path| path.is_file());
     if find().is_none() {
         std::fs::create_dir_all(&tools)?;
-        debian::unpack_from_sid("busybox-static", "arm64", &tools.canonicalize()?)?;
+        debian::unpack_from("sid", "busybox-static", "arm64", &tools.canonicalize()?)?;
     }
     Ok(find().ok_or("the package busybox-static has no busybox")?.canonicalize()?)
+}
+
+/// The kernel of Debian 12, unpacked below the target directory: what the tests in a virtual machine boot.
+fn kernel(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let tools = target.join("test-tools/kernel");
+    if !tools.join("boot").is_dir() {
+        std::fs::create_dir_all(&tools)?;
+        debian::unpack_from("bookworm", "linux-image-cloud-amd64", "amd64", &tools.canonicalize()?)?;
+    }
+    Ok(tools.canonicalize()?)
 }
 
 fn found(program: &str) -> bool {

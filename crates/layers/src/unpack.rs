@@ -302,7 +302,7 @@ fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
 
 /// Not those that only an administrator may give, nor those by which overlay knows its own.
 fn wanted_xattrs(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let foreign = |name: &[u8]| !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.");
+    let foreign = |name: &[u8]| !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.") && name != b"security.selinux";
     entry.xattrs.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).filter(move |(name, _)| foreign(name))
 }
 

@@ -12,6 +12,7 @@
 //! - A process in a container cannot write the binary that the helper runs.
 mod builtin;
 mod cgroup_root;
+mod confinement;
 mod container;
 mod defaults;
 pub mod emulation;
@@ -30,6 +31,7 @@ mod sys;
 
 pub use builtin::Builtin;
 pub use cgroup_root::prepare_cgroup_root;
+pub use confinement::Confinement;
 pub use container::{Container, DEFAULT_HOSTNAME, DeviceNode, Mount, MountSource, Network, Process, Resources, Rlimit, Security};
 pub use emulation::Emulator;
 pub use error::SandboxError;

@@ -34,9 +34,21 @@ pub(crate) struct Spec {
     /// Show the daemon's own `/proc`.
     pub host_proc: bool,
     pub emulator: Option<crate::Emulator>,
+    pub labels: Labels,
     pub process: SpecProcess,
     /// Run this OCI runtime instead of making the container ourselves.
     pub oci: Option<Oci>,
+}
+
+/// What the kernel's security modules are told of a container; `None` for what they are not to confine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Labels {
+    /// AppArmor's profile.
+    pub apparmor: Option<String>,
+    /// SELinux's label of processes.
+    pub process: Option<String>,
+    /// SELinux's label of what is mounted.
+    pub mount: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

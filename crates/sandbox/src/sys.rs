@@ -142,9 +142,12 @@ pub(crate) fn close_all_but(kept: BorrowedFd<'_>) -> io::Result<()> {
 
 /// All signals back to their default action and none blocked: an exec keeps what is ignored or blocked.
 pub(crate) fn reset_signals() {
+    // Handler (0 is the default action), flags, restorer and a mask of 64 signals, as the kernel has them everywhere. Not through the C
+    // library: two signals are its own, and it leaves them ignored if whoever started the daemon ignored them.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: installs no handler, only the default action; fails harmlessly for KILL, STOP and the C library's own.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: installs no handler; the structure outlives the call and the mask has the size passed. Fails harmlessly for KILL and STOP.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<libc::c_void>(), 8usize) };
     }
     // SAFETY: the set is initialised by sigemptyset before use.
     unsafe {

@@ -16,9 +16,9 @@ pub(crate) fn opaque_name(userxattr: bool) -> &'static str {
     OPAQUE[usize::from(userxattr)]
 }
 
-/// Attributes that are how overlay stores a tree, not what is in it.
+/// Attributes that are how overlay stores a tree, and what SELinux has this machine's files labelled with: not what is in the tree.
 pub(crate) fn is_internal(name: &[u8]) -> bool {
-    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") || name == b"security.selinux"
 }
 
 /// All attributes of the file itself (a symbolic link is not followed). `path` must be a path that is safe up to its last part.

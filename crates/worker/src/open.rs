@@ -132,6 +132,7 @@ impl Worker {
         let networks = Networks::open(settings.network, &root.join("sandbox/network"))?;
         let network = networks.label();
         settings.sandbox.networks = networks.clone();
+        let labels = labels(settings.labels, snapshotter, network, settings.hostname, &settings.sandbox.confinement);
         let runtime: Arc<dyn sandbox::Runtime> = match &settings.runtime {
             Runtime::Builtin => Arc::new(sandbox::Builtin::new(settings.sandbox)?),
             Runtime::Oci(binary) => Arc::new(sandbox::OciRuntime::new(binary.clone(), settings.sandbox)?),
@@ -164,7 +165,7 @@ impl Worker {
         layers.set_ceiling(settings.ceiling);
         let engine = Engine::new(Arc::new(steps), Caches::new(index.clone()), Options { parallelism: settings.parallelism });
         Ok(Self {
-            labels: labels(settings.labels, snapshotter, network, settings.hostname),
+            labels,
             platforms: Mutex::new(Known { scanned: Instant::now(), emulated: runs.emulated(&found), platforms: found }),
             platforms_max_age: settings.platforms_max_age,
             runs,
@@ -291,17 +292,25 @@ impl Worker {
     }
 }
 
-fn labels(given: BTreeMap<String, String>, snapshotter: &str, network: &str, hostname: String) -> BTreeMap<String, String> {
+fn labels(
+    given: BTreeMap<String, String>,
+    snapshotter: &str,
+    network: &str,
+    hostname: String,
+    confinement: &sandbox::Confinement,
+) -> BTreeMap<String, String> {
+    let selinux = confinement.selinux.to_string();
     let own = [
         ("executor", "oci"),
         ("snapshotter", snapshotter),
         ("hostname", if hostname.is_empty() { "unknown" } else { &hostname }),
         ("network", network),
-        ("selinux.enabled", "false"),
+        ("selinux.enabled", selinux.as_str()),
         ("oci.process-mode", "sandbox"),
     ];
+    let own = own.into_iter().chain(confinement.apparmor.as_deref().map(|profile| ("apparmor.profile", profile)));
     let mut labels: BTreeMap<String, String> =
-        own.into_iter().map(|(key, value)| (format!("org.mobyproject.buildkit.worker.{key}"), value.to_owned())).collect();
+        own.map(|(key, value)| (format!("org.mobyproject.buildkit.worker.{key}"), value.to_owned())).collect();
     labels.extend(given);
     labels
 }

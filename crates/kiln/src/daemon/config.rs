@@ -46,6 +46,7 @@ pub struct Config {
     pub cgroup_parent: String,
     /// Steps see the daemon's own `/proc`.
     pub host_proc: bool,
+    pub confinement: sandbox::Confinement,
     pub log_limits: ops::exec::LogLimits,
     /// Where programs such as git are looked for.
     pub program_path: std::ffi::OsString,
@@ -186,6 +187,10 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         platforms: platforms.iter().map(|p| p.parse().map_err(|e| format!("{e}"))).collect::<Result<_, String>>()?,
         parallelism: flags.oci_max_parallelism.or(oci.max_parallelism).filter(|&n| n > 0),
         host_proc,
+        confinement: sandbox::Confinement {
+            apparmor: flags.oci_apparmor_profile.or(oci.apparmor_profile).filter(|name| !name.is_empty()),
+            selinux: flags.oci_selinux.unwrap_or(oci.selinux),
+        },
         cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
         log_limits: log_limits()?,
         program_path: std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),

@@ -186,6 +186,9 @@ pub struct WorkerTable {
     pub bridge_subnet: Option<String>,
     #[serde(rename = "noProcessSandbox")]
     pub no_process_sandbox: bool,
+    #[serde(rename = "apparmor-profile")]
+    pub apparmor_profile: Option<String>,
+    pub selinux: bool,
     pub gc: Option<bool>,
     pub gckeepstorage: Space,
     #[serde(rename = "reservedSpace")]

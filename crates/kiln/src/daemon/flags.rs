@@ -34,6 +34,8 @@ pub struct Flags {
     pub cdi_dirs: Vec<PathBuf>,
     pub oci_max_parallelism: Option<usize>,
     pub oci_no_process_sandbox: bool,
+    pub oci_apparmor_profile: Option<String>,
+    pub oci_selinux: Option<bool>,
     pub oci_gc: Option<bool>,
     pub oci_gc_limits: Option<Limits>,
     /// kiln's own: see docs/operating.md.
@@ -53,7 +55,7 @@ pub enum Parsed {
 }
 
 /// Flags with a value that buildkitd knows and this version does nothing with.
-const WITHOUT_EFFECT: [&str; 25] = [
+const WITHOUT_EFFECT: [&str; 24] = [
     "otel-socket-path",
     "profile-cpu",
     "profile-memory",
@@ -62,7 +64,6 @@ const WITHOUT_EFFECT: [&str; 25] = [
     "profile-mutex",
     "profile-trace",
     "oci-worker-proxy-snapshotter-path",
-    "oci-worker-apparmor-profile",
     "containerd-worker-addr",
     "containerd-worker-labels",
     "containerd-worker-platform",
@@ -82,8 +83,7 @@ const WITHOUT_EFFECT: [&str; 25] = [
 ];
 
 /// Switches of that kind.
-const SWITCHES_WITHOUT_EFFECT: [&str; 5] =
-    ["save-cache-debug", "oci-worker-selinux", "oci-worker-rootless", "containerd-worker-gc", "containerd-worker-selinux"];
+const SWITCHES_WITHOUT_EFFECT: [&str; 4] = ["save-cache-debug", "oci-worker-rootless", "containerd-worker-gc", "containerd-worker-selinux"];
 
 impl Flags {
     pub fn parse(args: Vec<OsString>) -> Result<Parsed, String> {
@@ -128,6 +128,7 @@ impl Flags {
             "rootless" => self.rootless = Some(on),
             "oci-worker-gc" => self.oci_gc = Some(on),
             "oci-worker-no-process-sandbox" => self.oci_no_process_sandbox = on,
+            "oci-worker-selinux" => self.oci_selinux = Some(on),
             "cdi-disabled" => self.cdi_disabled = Some(on),
             _ if SWITCHES_WITHOUT_EFFECT.contains(&name) => self.ignored.push(name.to_owned()),
             _ => return Ok(false),
@@ -159,6 +160,7 @@ impl Flags {
             "oci-worker-bridge-name" => self.network.bridge_name = Some(value),
             "oci-worker-bridge-subnet" => self.network.bridge_subnet = Some(value),
             "cdi-spec-dir" => self.cdi_dirs.push(value.into()),
+            "oci-worker-apparmor-profile" => self.oci_apparmor_profile = Some(value),
             "oci-worker-binary" => self.oci_binary = Some(value.into()),
             "oci-max-parallelism" => self.oci_max_parallelism = Some(number(name, &value)?),
             "oci-worker-gc-keepstorage" => self.oci_gc_limits = Some(Limits::parse(&value)?),
@@ -194,6 +196,9 @@ pub fn usage(program: &str) -> String {
   --log-format text|json     --log-level trace|debug|info|warn|error
   --allow-insecure-entitlement network.host|security.insecure
   --oci-worker-binary FILE   runc, crun or another OCI runtime in the place of the built-in sandbox
+  --oci-worker-apparmor-profile NAME
+                             AppArmor profile of steps; it must be loaded
+  --oci-worker-selinux       give steps labels of SELinux
   --proxy-network            steps reach the network through the daemon's proxy only
   --oci-worker-net auto|host|bridge|cni|none
                              network of steps; bridge is built in

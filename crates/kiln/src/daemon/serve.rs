@@ -86,6 +86,7 @@ fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
         dns: config.dns,
         cgroup_parent: config.cgroup_parent,
         host_proc: config.host_proc,
+        confinement: config.confinement,
         ..sandbox::Settings::new(config.root.join("sandbox"))
     };
     let mut emulators: Vec<_> = std::env::split_paths(&config.program_path).collect();

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -110,7 +111,7 @@ impl Cgroups {
     fn shared_devices(&self) -> io::Result<Option<PathBuf>> {
         let Some(hierarchy) = self.with("devices") else { return Ok(None) };
         let dir = hierarchy.mount.join(SHARED_DEVICES);
-        fs::create_dir_all(&dir)?;
+        make_all(&dir)?;
         devices::restrict(&dir, &[])?;
         Ok(Some(dir))
     }
@@ -170,9 +171,9 @@ impl Cgroups {
             let dir = hierarchy.mount.join(path);
             if !group.dirs.contains(&dir) {
                 if let Some(parent) = dir.parent() {
-                    fs::create_dir_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
+                    make_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
                 }
-                fs::create_dir(&dir).tried(|| format!("create cgroup {}", dir.display()))?;
+                make(&dir).tried(|| format!("create cgroup {}", dir.display()))?;
                 group.dirs.push(dir.clone());
                 group.tasks.push(dir.join("tasks"));
                 group.places.push((hierarchy.mount.clone(), dir.clone()));
@@ -204,7 +205,7 @@ impl Cgroups {
         let Some(hierarchy) = self.with("devices") else { return Ok(()) };
         let dir = hierarchy.mount.join(path);
         let action = || format!("create cgroup {}", dir.display());
-        fs::create_dir_all(&dir).tried(action)?;
+        make_all(&dir).tried(action)?;
         group.dirs.push(dir.clone());
         devices::restrict(&dir, more).tried(action)?;
         group.tasks.push(dir.join("tasks"));
@@ -216,7 +217,7 @@ impl Cgroups {
     fn own_places(&self, path: &str, group: &mut Group) {
         for hierarchy in &self.hierarchies {
             let dir = hierarchy.mount.join(path);
-            if group.dirs.contains(&dir) || fs::create_dir_all(&dir).is_err() {
+            if group.dirs.contains(&dir) || make_all(&dir).is_err() {
                 continue;
             }
             group.dirs.push(dir.clone());
@@ -232,13 +233,13 @@ impl Cgroups {
     fn create_v2(&self, top: &Path, path: &str, resources: &Resources, openness: Openness<'_>) -> Outcome<Group> {
         let dir = top.join(path);
         let parent = dir.parent().unwrap_or(top);
-        fs::create_dir_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
+        make_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
         for level in parent.ancestors().take_while(|level| level.starts_with(top)).collect::<Vec<_>>().into_iter().rev() {
             for controller in ["+memory", "+cpu", "+cpuset", "+pids"] {
                 let _ = fs::write(level.join("cgroup.subtree_control"), controller);
             }
         }
-        fs::create_dir(&dir).tried(|| format!("create cgroup {}", dir.display()))?;
+        make(&dir).tried(|| format!("create cgroup {}", dir.display()))?;
         let mut group = Group { dirs: vec![dir.clone()], ..Group::default() };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(CWD, &dir, flags, Mode::empty()).tried(|| format!("open cgroup {}", dir.display()))?;
@@ -288,6 +289,15 @@ impl Group {
     }
 }
 
+/// For root alone, whatever mask the helper has: who may make cgroups below ours could leave his limits for them.
+fn make(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o755).create(dir)
+}
+
+fn make_all(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o755).recursive(true).create(dir)
+}
+
 pub(super) fn oom_killed(file: &Path, key: &str) -> bool {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines().find_map(|line| line.strip_prefix(key)).is_some_and(|count| count.trim() != "0")
@@ -322,7 +332,7 @@ fn delegated(hierarchy: &Hierarchy) -> Option<PathBuf> {
         return None;
     }
     let own = top.join(OWN);
-    let _ = fs::create_dir(&own);
+    let _ = make(&own);
     for pid in fs::read_to_string(top.join("cgroup.procs")).unwrap_or_default().lines() {
         let _ = fs::write(own.join("cgroup.procs"), pid);
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::user::User;
 use crate::container::{DeviceNode, Resources, Rlimit};
 use crate::defaults::{CAPABILITIES, DEV_SIZE, INSECURE_DEVICES, MASKED, READONLY};
-use crate::link::{Spec, SpecNetwork, SpecProcess};
+use crate::link::{Labels, Spec, SpecNetwork, SpecProcess};
 use crate::{seccomp, sys};
 
 const VERSION: &str = "1.0.2";
@@ -83,9 +83,12 @@ pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: boo
             linux["seccomp"] = filter();
         }
     }
+    if let Some(label) = &spec.labels.mount {
+        linux["mountLabel"] = label.as_str().into();
+    }
     json!({
         "ociVersion": VERSION,
-        "process": process(&spec.process, user, all),
+        "process": process(&spec.process, user, all, &spec.labels),
         "root": {"path": spec.stage_root, "readonly": spec.root_readonly},
         "hostname": spec.hostname,
         "mounts": mounts(spec, bound, ids),
@@ -93,7 +96,7 @@ pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: boo
     })
 }
 
-pub(crate) fn process(process: &SpecProcess, user: &User, all: u64) -> Value {
+pub(crate) fn process(process: &SpecProcess, user: &User, all: u64, labels: &Labels) -> Value {
     let names: Vec<&str> = CAPABILITIES.iter().map(|(name, _)| *name).collect();
     let capabilities = if process.insecure {
         let all: Vec<&str> = ALL.iter().enumerate().filter(|(number, _)| all & 1 << number != 0).map(|(_, name)| *name).collect();
@@ -102,7 +105,7 @@ pub(crate) fn process(process: &SpecProcess, user: &User, all: u64) -> Value {
         json!({"bounding": names, "permitted": names, "effective": names})
     };
     let rlimits: Vec<Value> = process.rlimits.iter().map(rlimit).collect();
-    json!({
+    let mut value = json!({
         "terminal": process.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
         "args": process.args,
@@ -111,7 +114,13 @@ pub(crate) fn process(process: &SpecProcess, user: &User, all: u64) -> Value {
         "capabilities": capabilities,
         "rlimits": rlimits,
         "noNewPrivileges": false,
-    })
+    });
+    for (key, label) in [("apparmorProfile", &labels.apparmor), ("selinuxLabel", &labels.process)] {
+        if let Some(label) = label {
+            value[key] = label.as_str().into();
+        }
+    }
+    value
 }
 
 fn rlimit(limit: &Rlimit) -> Value {
@@ -305,6 +314,11 @@ mod tests {
                 recursive_stubs: false,
                 host_proc: false,
                 emulator: None,
+                labels: Labels {
+                    apparmor: Some("profile".into()),
+                    process: Some("u:r:container_t:s0:c1,c2".into()),
+                    mount: Some("u:r:container_file_t:s0:c1,c2".into()),
+                },
                 process,
                 oci: None,
             };

@@ -10,7 +10,7 @@ use super::cgroup::{Cgroups, Group};
 use super::mount::{clone_fd, put};
 use super::path::{Want, ensure, open_in};
 use super::user::User;
-use super::{Outcome, Try as _, emulate, root};
+use super::{Outcome, Try as _, confine, emulate, root};
 use crate::link::{self, Report, Spec, SpecNetwork};
 use crate::sys;
 
@@ -45,6 +45,7 @@ fn set_up(
     monitor: Option<OwnedFd>,
 ) -> Outcome<(User, Vec<std::path::PathBuf>)> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).tried(|| "tie to the monitor")?;
+    confine::at_exec(&spec.labels)?;
     group.join()?;
     if has_own_cgroups(cgroups, group) {
         // From inside, so that the container's own cgroup is the root that it sees.

@@ -7,8 +7,8 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::access::become_program;
 use super::cgroup::Group;
-use super::{Failed, Outcome, Try as _, init, user};
-use crate::link::{self, Report, SpecProcess};
+use super::{Failed, Outcome, Try as _, confine, init, user};
+use crate::link::{self, Labels, Report, SpecProcess};
 use crate::sys;
 
 /// A container to enter, by its first process.
@@ -17,6 +17,7 @@ pub(crate) struct Target<'a> {
     pub init: BorrowedFd<'a>,
     /// What to enter. Who does not own a namespace may not enter it, not even the one that it is in.
     pub namespaces: ThreadNameSpaceType,
+    pub labels: &'a Labels,
 }
 
 /// The namespaces that every container has for itself.
@@ -65,6 +66,7 @@ pub(crate) fn start(
 }
 
 fn enter(target: Target<'_>, group: &Group) -> Outcome<()> {
+    confine::at_exec(target.labels)?;
     group.join()?;
     rustix::thread::move_into_thread_name_spaces(target.init, target.namespaces).tried(|| "enter the container")
 }

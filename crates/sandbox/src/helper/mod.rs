@@ -8,6 +8,7 @@
 mod access;
 mod cgroup;
 mod config;
+mod confine;
 mod devices;
 mod emulate;
 mod init;

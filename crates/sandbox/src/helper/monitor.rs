@@ -8,7 +8,7 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::cgroup::{Cgroups, Group, Openness};
 use super::{Failed, Outcome, Try as _, emulate, init, join, oci};
-use crate::link::{self, Failure, Report, Request, Spec, SpecNetwork, SpecProcess};
+use crate::link::{self, Failure, Labels, Report, Request, Spec, SpecNetwork, SpecProcess};
 use crate::sys::{self, Child};
 
 /// A process of the container that the monitor waits for. The first is number 0, and the others die with it.
@@ -24,6 +24,7 @@ struct Monitor {
     group: Option<Group>,
     members: Vec<Member>,
     insecure: bool,
+    labels: Labels,
     /// Those that the container does not share with us.
     namespaces: ThreadNameSpaceType,
     init: Option<u32>,
@@ -42,6 +43,7 @@ pub(crate) fn run(daemon: OwnedFd, cgroups: Cgroups) -> ! {
         group: None,
         members: Vec::new(),
         insecure: false,
+        labels: Labels::default(),
         namespaces: ThreadNameSpaceType::empty(),
         init: None,
         runtime: None,
@@ -137,6 +139,7 @@ impl Monitor {
         }
         let files = streams(rest)?;
         self.insecure = spec.insecure;
+        self.labels = spec.labels.clone();
         if spec.oci.is_some() {
             return self.start_oci(&spec, &blobs, files);
         }
@@ -211,7 +214,7 @@ impl Monitor {
             &process,
             number,
             files,
-            join::Target { init: init.pidfd.as_fd(), namespaces: self.namespaces },
+            join::Target { init: init.pidfd.as_fd(), namespaces: self.namespaces, labels: &self.labels },
             group,
             &self.daemon,
         )?;

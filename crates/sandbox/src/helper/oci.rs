@@ -15,8 +15,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 use super::cgroup::{self, Cgroups};
 use super::config::{self, Bound, Ids};
 use super::root::{self, Staged};
-use super::{Failed, Outcome, Try as _, emulate, mount, user};
-use crate::link::{self, Oci, Report, Spec, SpecNetwork, SpecProcess};
+use super::{Failed, Outcome, Try as _, confine, emulate, mount, user};
+use crate::link::{self, Labels, Oci, Report, Spec, SpecNetwork, SpecProcess};
 use crate::sys::Child;
 
 /// A container of an OCI runtime, as its monitor knows it.
@@ -25,6 +25,7 @@ pub(crate) struct Run {
     id: String,
     root: PathBuf,
     insecure: bool,
+    labels: Labels,
     capabilities: u64,
     memory: Option<(PathBuf, &'static str)>,
     /// A user's daemon that may not make any.
@@ -46,7 +47,12 @@ pub(crate) fn start(
     let oci = spec.oci.clone().ok_or_else(|| Failed::plain("no OCI runtime is named"))?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).tried(|| "tie to the monitor")?;
     let Staged { user, stubs, sources } = root::stage(spec, blobs, &oci.bundle, cgroups)?;
-    let mut bound = vec![of_ours(&spec.resolv, "/etc/resolv.conf"), of_ours(&spec.hosts, "/etc/hosts")];
+    let (mut resolv, mut hosts) = (spec.resolv.clone(), spec.hosts.clone());
+    if spec.labels.mount.is_some() {
+        resolv = confine::copy_into(&oci.bundle, "resolv.conf", &resolv)?;
+        hosts = confine::copy_into(&oci.bundle, "hosts", &hosts)?;
+    }
+    let mut bound = vec![of_ours(&resolv, "/etc/resolv.conf"), of_ours(&hosts, "/etc/hosts")];
     for (dest, source, readonly) in sources {
         let mut options = vec!["rbind"];
         options.extend(readonly.then_some("ro"));
@@ -71,6 +77,7 @@ pub(crate) fn start(
         id: spec.id.clone(),
         root: spec.stage_root.clone(),
         insecure: spec.insecure,
+        labels: spec.labels.clone(),
         capabilities: own,
         memory,
         without_cgroups: ids.go_without_cgroups(&spec.resources),
@@ -102,7 +109,7 @@ impl Run {
         let user = user::find(root.as_fd(), &process.user)?.in_groups(&process.groups);
         let process = SpecProcess { insecure: self.insecure, ..process.clone() };
         let file = self.oci.bundle.join(format!("process-{number}.json"));
-        write(&file, &config::process(&process, &user, self.capabilities))?;
+        write(&file, &config::process(&process, &user, self.capabilities, &self.labels))?;
         let child = self.detached(number, "exec", files, daemon, |command| {
             command.arg("--detach").arg("--process").arg(&file);
         })?;

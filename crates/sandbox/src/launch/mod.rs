@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 pub(crate) use process::{Connection, Kept};
 
+use crate::confinement::{Confinement, Confiner};
 use crate::link::{self, Request, SpecNetwork};
 use crate::names::{Dns, Names};
 use crate::network::{Held, Networks, Place};
@@ -30,6 +31,7 @@ pub struct Settings {
     /// Containers see the daemon's own `/proc`, for where no new one may be mounted. Processes still die with their container, but can see
     /// the daemon and each other there.
     pub host_proc: bool,
+    pub confinement: Confinement,
 }
 
 impl Settings {
@@ -41,6 +43,7 @@ impl Settings {
             dns: Dns::default(),
             networks: Networks::default(),
             host_proc: false,
+            confinement: Confinement::default(),
         }
     }
 }
@@ -49,6 +52,7 @@ impl Settings {
 pub(crate) struct Launcher {
     pub settings: Settings,
     pub names: Names,
+    confiner: Confiner,
     zygote: Mutex<Zygote>,
     /// Whether the log has heard that something is not as it should be.
     warned: Arc<AtomicBool>,
@@ -63,13 +67,14 @@ struct Zygote {
 
 impl Launcher {
     pub fn open(settings: Settings) -> Result<Self, SandboxError> {
+        let confiner = Confiner::open(settings.confinement.clone())?;
         for dir in ["root", "tree"] {
             let dir = settings.state.join(dir);
             std::fs::create_dir_all(&dir).map_err(SandboxError::io(format!("create {}", dir.display())))?;
         }
         let names = Names::open(&settings.state, settings.dns.clone())?;
         let zygote = Mutex::new(Zygote::start(&settings.helper)?);
-        Ok(Self { settings, names, zygote, warned: Arc::default() })
+        Ok(Self { settings, names, confiner, zygote, warned: Arc::default() })
     }
 
     /// Has the zygote fork a monitor; our end of the socket to it.
@@ -97,6 +102,7 @@ impl Launcher {
         oci: Option<link::Oci>,
     ) -> Result<Box<dyn Running>, SandboxError> {
         spec::check(&container, &process)?;
+        let (labels, level) = self.confiner.labels(container.security)?;
         let own_name = Some(container.hostname.as_str()).filter(|name| !name.is_empty());
         let place = self.settings.networks.place(&container.network, own_name).await?;
         let (network, lease) = match place {
@@ -112,12 +118,12 @@ impl Launcher {
         };
         let hosts = self.names.hosts(&container)?;
         let resolv = self.names.resolv(&container.network)?;
-        let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, network, oci);
+        let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, network, labels, oci);
         let memory = link::write_memory(&spec, secrets.iter().map(|data| &data[..])).map_err(SandboxError::io("describe the container"))?;
         let cgroup = spec.cgroup.clone();
         let (socket, zygote) = self.monitor()?;
         let connection = Connection::open(socket, Sweeper { zygote, cgroup }, Arc::clone(&self.warned))?;
-        connection.start(memory, process.tty, io, Kept::new(hosts, lease))
+        connection.start(memory, process.tty, io, Kept::new(hosts, lease, level))
     }
 }
 

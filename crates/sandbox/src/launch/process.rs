@@ -16,6 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::Sweeper;
 use super::spec::process_spec;
+use crate::confinement::Level;
 use crate::io::{self as streams, End, Input, Output};
 use crate::link::{self, Failure, Report, Request};
 use crate::names::HostsFile;
@@ -58,11 +59,12 @@ impl Slot {
 pub(crate) struct Kept {
     _hosts: HostsFile,
     network: Option<Held>,
+    _level: Option<Level>,
 }
 
 impl Kept {
-    pub fn new(hosts: HostsFile, network: Option<Held>) -> Self {
-        Self { _hosts: hosts, network }
+    pub fn new(hosts: HostsFile, network: Option<Held>, level: Option<Level>) -> Self {
+        Self { _hosts: hosts, network, _level: level }
     }
 
     fn network(&self) -> Option<BorrowedFd<'_>> {

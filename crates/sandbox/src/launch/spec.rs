@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use super::Settings;
-use crate::link::{Oci, Source, Spec, SpecMount, SpecNetwork, SpecProcess};
+use crate::link::{Labels, Oci, Source, Spec, SpecMount, SpecNetwork, SpecProcess};
 use crate::{Container, MountSource, Process, SandboxError, Security};
 
 /// Refuses what no runtime can run.
@@ -44,6 +44,7 @@ pub(super) fn describe(
     hosts: PathBuf,
     resolv: PathBuf,
     network: SpecNetwork,
+    labels: Labels,
     oci: Option<Oci>,
 ) -> (Spec, Vec<Bytes>) {
     let hostname = container.hostname().to_owned();
@@ -85,6 +86,7 @@ pub(super) fn describe(
         recursive_stubs: container.recursive_stubs,
         host_proc: settings.host_proc,
         emulator: container.emulator,
+        labels,
         process: process_spec(process, insecure),
         oci,
     };

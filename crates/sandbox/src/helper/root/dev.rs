@@ -15,7 +15,7 @@ impl Builder<'_> {
     pub(super) fn mount_dev(&mut self, dest: &str) -> Outcome<()> {
         let bind = !self.spec.insecure && !self.group.guards_devices;
         let attributes = if bind { NOSUID | NODEV | STRICTATIME } else { NOSUID | STRICTATIME };
-        let dev = new("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], attributes).tried(|| "mount /dev")?;
+        let dev = self.labelled("tmpfs", &[("mode", "755"), ("size", DEV_SIZE)], attributes).tried(|| "mount /dev")?;
         for (target, name) in DEV_LINKS.map(|(name, target)| (target, name)) {
             rustix::fs::symlinkat(target, &dev, name).tried(|| format!("create /dev/{name}"))?;
         }

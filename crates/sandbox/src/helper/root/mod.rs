@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountAttrFlags, MountPropagationFlags, UnmountFlags};
 
 use super::cgroup::{Cgroups, Group};
 use super::mount::{NODEV, NOEXEC, NOSUID, RDONLY, clone, mount_id, new, put, set};
 use super::path::{Want, ensure, is_dir, open_dir, open_in};
 use super::user::{self, User};
-use super::{Failed, Outcome, Try as _};
+use super::{Failed, Outcome, Try as _, confine};
 use crate::defaults::DEV_SIZE;
 use crate::link::{Spec, SpecMount};
 
@@ -94,7 +94,9 @@ pub(crate) fn stage(spec: &Spec, blobs: &[u8], bundle: &Path, cgroups: &Cgroups)
     // The runtime must see itself in the pid namespace that it is in.
     let proc = new("proc", &[], NOSUID | NODEV | NOEXEC).tried(|| "mount /proc")?;
     put(&proc, &open(Path::new("/proc"))?).tried(|| "mount /proc")?;
-    let memory = new("tmpfs", &[("mode", "700")], NOSUID | NODEV | NOEXEC).tried(|| "mount a tmpfs for the bundle")?;
+    let mut options = vec![("mode", "700")];
+    options.extend(spec.labels.mount.as_deref().map(|label| ("context", label)));
+    let memory = new("tmpfs", &options, NOSUID | NODEV | NOEXEC).tried(|| "mount a tmpfs for the bundle")?;
     put(&memory, &open(bundle)?).tried(|| "mount a tmpfs for the bundle")?;
     let (cgroups, group) = (Cgroups::default(), Group::guarded());
     let (mut builder, user) = Builder::new(spec, blobs, &cgroups, &group)?;
@@ -171,10 +173,16 @@ pub(crate) fn clean(path: &str) -> String {
 impl<'a> Builder<'a> {
     /// Mounts the root, and makes its user's working directory in it.
     fn new(spec: &'a Spec, blobs: &'a [u8], cgroups: &'a Cgroups, group: &'a Group) -> Outcome<(Self, User)> {
-        spec.root.mount_at(&spec.stage_root).map_err(|e| Failed::plain(format!("failed to mount the root: {}", fault::chain(&e))))?.leak();
+        spec.root
+            .mount_labelled(&spec.stage_root, spec.labels.mount.as_deref())
+            .map_err(|e| Failed::plain(format!("failed to mount the root: {}", fault::chain(&e))))?
+            .leak();
         let root = open_dir(&spec.stage_root).tried(|| "open the root")?;
         if !spec.insecure && !group.guards_devices {
             set(&root, NODEV, false).tried(|| "forbid devices in the root")?;
+        }
+        if let (snapshot::MountSpec::Bind { .. }, Some(label)) = (&spec.root, &spec.labels.mount) {
+            confine::share(&root, label).tried(|| "label the root")?;
         }
         let user = user::find(root.as_fd(), &spec.process.user)?.in_groups(&spec.process.groups);
         make_cwd(root.as_fd(), &spec.process.cwd, &user)?;
@@ -224,13 +232,22 @@ impl<'a> Builder<'a> {
             Origin::Sys => return self.mount_sys(dest),
             Origin::Cgroup => return self.mount_cgroups(dest),
             Origin::Dev => return self.mount_dev(dest),
-            Origin::Pts => match new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], NOSUID | NOEXEC) {
+            Origin::Pts => match self.labelled("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], NOSUID | NOEXEC) {
                 // This user namespace has no group 5.
-                Err(Errno::INVAL) => new("devpts", &[("ptmxmode", "0666"), ("mode", "0620")], NOSUID | NOEXEC),
+                Err(Errno::INVAL) => self.labelled("devpts", &[("ptmxmode", "0666"), ("mode", "0620")], NOSUID | NOEXEC),
                 outcome => outcome,
             },
-            Origin::Shm => new("tmpfs", &[("mode", "1777"), ("size", DEV_SIZE)], hidden),
-            Origin::Mqueue => new("mqueue", &[], hidden),
+            Origin::Shm => self.labelled("tmpfs", &[("mode", "1777"), ("size", DEV_SIZE)], hidden),
+            Origin::Mqueue => new("mqueue", &[], hidden).and_then(|mount| {
+                // It takes no label when it is mounted.
+                self.spec.labels.mount.as_deref().map_or(Ok(()), |label| confine::label(&mount, label)).map(|()| mount)
+            }),
+            // Not with a label of the host's.
+            Origin::File(path) if self.spec.labels.mount.is_some() => {
+                let data = std::fs::read(path).tried(|| format!("read {}", path.display()))?;
+                let mount = self.in_memory(&data, 0, 0, 0o644)?;
+                set(&mount, hidden | RDONLY, false).map(|()| mount)
+            }
             Origin::File(path) => clone(path, false).and_then(|mount| set(&mount, hidden | RDONLY, false).map(|()| mount)),
             Origin::User(mount) => {
                 let tree = self.source(mount).map_err(|mut failed| {
@@ -242,6 +259,13 @@ impl<'a> Builder<'a> {
         };
         let mount = mount.tried(|| format!("mount {dest}"))?;
         self.attach(&mount, dest, matches!(origin, Origin::File(_)))
+    }
+
+    /// A new file system with the container's label, attached to nothing.
+    fn labelled(&self, kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+        let label = self.spec.labels.mount.as_deref().map(|label| ("context", label));
+        let options: Vec<(&str, &str)> = options.iter().copied().chain(label).collect();
+        new(kind, &options, attributes)
     }
 
     /// Puts a detached mount in its place, which is made if it is missing.

@@ -5,9 +5,9 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
 use rustix::mount::MountAttrFlags;
 
 use super::Builder;
-use crate::helper::mount::{NODEV, NOEXEC, NOSUID, RDONLY, clone, clone_fd, new, put, set};
+use crate::helper::mount::{NODEV, NOEXEC, NOSUID, RDONLY, clone, clone_fd, put, set};
 use crate::helper::path::{open_dir, open_in};
-use crate::helper::{Failed, Outcome, Try as _, unmapped};
+use crate::helper::{Failed, Outcome, Try as _, confine, unmapped};
 use crate::link::{Source, SpecMount};
 
 impl Builder<'_> {
@@ -25,11 +25,11 @@ impl Builder<'_> {
                     .and_then(rustix::fs::fstat)
                     .map(|stat| format!("{:o}", stat.st_mode & 0o7777));
                 options.extend(mode.as_deref().ok().map(|mode| ("mode", mode)));
-                new("tmpfs", &options, NOSUID).tried(|| "create a tmpfs")?
+                self.labelled("tmpfs", &options, NOSUID).tried(|| "create a tmpfs")?
             }
             Source::Secret { offset, len, uid, gid, mode } => {
                 let data = self.blobs.get(*offset..offset + len).ok_or_else(|| Failed::plain("a secret is not in the message"))?;
-                self.secret(data, *uid, *gid, *mode)?
+                self.in_memory(data, *uid, *gid, *mode)?
             }
             Source::Socket { path, uid, gid, mode } => {
                 rustix::fs::chownat(CWD, path, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)), AtFlags::SYMLINK_NOFOLLOW)
@@ -53,7 +53,7 @@ impl Builder<'_> {
             snapshot::MountSpec::Bind { path, readonly } => (path.as_path(), *readonly),
             other => {
                 let stage = self.spec.stage_tree.as_path();
-                other.mount_at(stage).map_err(|e| Failed::plain(fault::chain(&e)))?.leak();
+                other.mount_labelled(stage, self.spec.labels.mount.as_deref()).map_err(|e| Failed::plain(fault::chain(&e)))?.leak();
                 (stage, false)
             }
         };
@@ -61,6 +61,9 @@ impl Builder<'_> {
             let shown = if selector.is_empty() { place.display().to_string() } else { selector.to_owned() };
             format!("open {shown}")
         })?;
+        if let (snapshot::MountSpec::Bind { .. }, Some(label)) = (spec, &self.spec.labels.mount) {
+            confine::share(&part, label).tried(|| "label it")?;
+        }
         let tree = clone_fd(part.as_fd()).tried(|| format!("open {selector}"))?;
         if readonly {
             set(&tree, RDONLY, false).tried(|| "make it read-only")?;
@@ -68,12 +71,13 @@ impl Builder<'_> {
         Ok(tree)
     }
 
-    fn secret(&mut self, data: &[u8], uid: u32, gid: u32, mode: u32) -> Outcome<OwnedFd> {
+    /// A file that exists in memory only.
+    pub(super) fn in_memory(&mut self, data: &[u8], uid: u32, gid: u32, mode: u32) -> Outcome<OwnedFd> {
         use std::io::Write as _;
         let memory = match self.memory.take() {
             Some(memory) => memory,
             None => {
-                let memory = new("tmpfs", &[("mode", "700")], NOSUID | NODEV | NOEXEC).tried(|| "create a tmpfs for secrets")?;
+                let memory = self.labelled("tmpfs", &[("mode", "700")], NOSUID | NODEV | NOEXEC).tried(|| "create a tmpfs for secrets")?;
                 let stage = open_dir(&self.spec.stage_tree).tried(|| "open the stage")?;
                 put(&memory, &stage).tried(|| "mount a tmpfs for secrets")?;
                 memory
