@@ -1,5 +1,5 @@
 mount -t selinuxfs selinux /sys/fs/selinux
-mount -t tmpfs cgroup /sys/fs/cgroup
+mount -t tmpfs -o mode=755 cgroup /sys/fs/cgroup
 for controller in cpu,cpuacct cpuset memory pids devices; do
     mkdir /sys/fs/cgroup/$controller
     mount -t cgroup -o $controller cgroup /sys/fs/cgroup/$controller
@@ -30,9 +30,9 @@ labelled() {
     build --no-cache << 'END'
 RUN cat /proc/self/attr/current | tr '\0' '\n' > /one; grep -E '^system_u:system_r:container_t:s0:c[0-9]+,c[0-9]+$' /one
 RUN cat /proc/self/attr/current | tr '\0' '\n' > /two; ! cmp /one /two && grep container_t /two
-RUN for place in / /dev /dev/pts /dev/shm /etc/hosts /etc/resolv.conf; do \
-    grep " $place .*context=.*container_file_t:$(cut -d : -f 4- /proc/self/attr/current | tr -d '\0')" /proc/self/mountinfo || exit 1; done; \
-    cat /etc/hosts /etc/resolv.conf && echo x > /dev/shm/x && echo x > /dev/null
+RUN for place in /dev /dev/pts /dev/shm /etc/hosts /etc/resolv.conf; do \
+    grep -e " $place .*context=.*container_file_t:$(cut -d : -f 4- /proc/self/attr/current | tr -d '\0')" /proc/self/mountinfo || exit 1; done; \
+    grep ' / / .*context=.*container_file_t:s0[",]' /proc/self/mountinfo && cat /etc/hosts /etc/resolv.conf && echo x > /dev/shm/x && echo x > /dev/null
 USER 1000
 RUN grep -q container_t /proc/self/attr/current
 END
@@ -50,7 +50,7 @@ END
 }
 insecure() {
     build --allow security.insecure << 'END'
-RUN --security=insecure grep kernel_t /proc/self/attr/current && ls /sys && grep ' / / .*container_file_t:s0:c1022,c1023' /proc/self/mountinfo
+RUN --security=insecure grep kernel_t /proc/self/attr/current && ls /sys && grep ' /dev/shm .*container_file_t:s0:c1022,c1023' /proc/self/mountinfo
 END
 }
 bare() {

@@ -2,9 +2,11 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
+use snapshot::{MountSpec, Mounted};
 
 use super::{Failed, Outcome, Try as _};
 use crate::link::Labels;
@@ -53,6 +55,24 @@ pub(super) fn label(mount: &OwnedFd, label: &str) -> Result<(), Errno> {
         Err(Errno::NOTSUP) => Ok(()),
         outcome => outcome,
     }
+}
+
+/// Mounts a tree of ours. Whatever is made in it is for all containers: it will be a layer of others. The kernel also looks at the files that
+/// an overlay is made of when a program maps them, so these are labelled too.
+pub(super) fn mount(spec: &MountSpec, at: &Path, mount: Option<&str>) -> Outcome<()> {
+    let label_tree = |path: &Path, label: &str| {
+        super::path::open_dir(path).and_then(|tree| share(&tree, label)).tried(|| format!("label {}", path.display()))
+    };
+    let label = mount.map(shared);
+    match (spec, mount) {
+        (MountSpec::Overlay { lowers, upper_work, .. }, Some(mount)) => {
+            let upper = upper_work.iter().map(|(upper, _)| upper);
+            lowers.iter().chain(upper).try_for_each(|tree| label_tree(tree, mount))?;
+        }
+        (MountSpec::Bind { path, .. }, Some(mount)) => label_tree(path, mount)?,
+        (_, None) => {}
+    }
+    spec.mount_labelled(at, label.as_deref()).map(Mounted::leak).map_err(|error| Failed::plain(fault::chain(&error)))
 }
 
 /// Labels a tree of ours for all containers with the type of `mount`, unless its top has it: by then, so has all that was made in it.
@@ -104,7 +124,7 @@ fn shared(label: &str) -> String {
 }
 
 /// A copy of a file of the host's in `dir`, which has its label from its mount.
-pub(super) fn copy_into(dir: &std::path::Path, name: &str, from: &std::path::Path) -> Outcome<std::path::PathBuf> {
+pub(super) fn copy_into(dir: &Path, name: &str, from: &Path) -> Outcome<PathBuf> {
     let copy = dir.join(name);
     fs::copy(from, &copy).tried(|| format!("copy {}", from.display()))?;
     Ok(copy)

@@ -14,7 +14,7 @@ use super::cgroup::{Cgroups, Group};
 use super::mount::{NODEV, NOEXEC, NOSUID, RDONLY, clone, mount_id, new, put, set};
 use super::path::{Want, ensure, is_dir, open_dir, open_in};
 use super::user::{self, User};
-use super::{Failed, Outcome, Try as _, confine};
+use super::{Outcome, Try as _, confine};
 use crate::defaults::DEV_SIZE;
 use crate::link::{Spec, SpecMount};
 
@@ -173,16 +173,13 @@ pub(crate) fn clean(path: &str) -> String {
 impl<'a> Builder<'a> {
     /// Mounts the root, and makes its user's working directory in it.
     fn new(spec: &'a Spec, blobs: &'a [u8], cgroups: &'a Cgroups, group: &'a Group) -> Outcome<(Self, User)> {
-        spec.root
-            .mount_labelled(&spec.stage_root, spec.labels.mount.as_deref())
-            .map_err(|e| Failed::plain(format!("failed to mount the root: {}", fault::chain(&e))))?
-            .leak();
+        confine::mount(&spec.root, &spec.stage_root, spec.labels.mount.as_deref()).map_err(|mut failed| {
+            failed.message = format!("failed to mount the root: {}", failed.message);
+            failed
+        })?;
         let root = open_dir(&spec.stage_root).tried(|| "open the root")?;
         if !spec.insecure && !group.guards_devices {
             set(&root, NODEV, false).tried(|| "forbid devices in the root")?;
-        }
-        if let (snapshot::MountSpec::Bind { .. }, Some(label)) = (&spec.root, &spec.labels.mount) {
-            confine::share(&root, label).tried(|| "label the root")?;
         }
         let user = user::find(root.as_fd(), &spec.process.user)?.in_groups(&spec.process.groups);
         make_cwd(root.as_fd(), &spec.process.cwd, &user)?;

@@ -53,7 +53,7 @@ impl Builder<'_> {
             snapshot::MountSpec::Bind { path, readonly } => (path.as_path(), *readonly),
             other => {
                 let stage = self.spec.stage_tree.as_path();
-                other.mount_labelled(stage, self.spec.labels.mount.as_deref()).map_err(|e| Failed::plain(fault::chain(&e)))?.leak();
+                confine::mount(other, stage, self.spec.labels.mount.as_deref())?;
                 (stage, false)
             }
         };
