@@ -92,7 +92,8 @@ pub(crate) fn is_derived(blob: &Descriptor, state: &State) -> bool {
     own_diff_id(blob).is_some_and(|own| state.diff_id.as_ref() != Some(&own))
 }
 
-fn own_diff_id(blob: &Descriptor) -> Option<Digest> {
+/// Of the archive in a blob with a table of contents.
+pub(crate) fn own_diff_id(blob: &Descriptor) -> Option<Digest> {
     blob.annotations.get(TOC_DIGEST)?;
     blob.annotations.get(UNCOMPRESSED)?.parse().ok()
 }
@@ -122,11 +123,7 @@ async fn ensure(layer: &Layer, compression: Compression, begun: Option<Begun>, c
         match any {
             true if estargz => with_toc(&working, compression, begun, &cancel, &reporter).await,
             true => convert(&working, compression, begun, &cancel, &reporter).await,
-            false if estargz => {
-                // The plain archive first: what the layer is, is told by that.
-                create(&working, Compression { kind: CompressionKind::Gzip, ..compression }, None, &cancel, &reporter).await?;
-                with_toc(&working, compression, begun, &cancel, &reporter).await
-            }
+            false if estargz => create_with_toc(&working, compression, begun, &cancel, &reporter).await,
             false => create(&working, compression, begun, &cancel, &reporter).await,
         }
     };
@@ -157,6 +154,61 @@ fn forget_lost(node: &Arc<Node>) -> Result<()> {
 /// Archives the layer's tree.
 async fn create(layer: &Layer, compression: Compression, begun: Option<Begun>, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
     let node = &layer.0;
+    let below = with_below(layer, cancel, reporter).await?;
+    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let _room = node.home.room(cancel).await?;
+    let (node, cancel) = (node.clone(), cancel.clone());
+    task::blocking(move || Ok(store(&node, compression, begun, |out| archive(&node, below.as_ref(), &cancel, out))?)).await
+}
+
+/// Archives the layer's tree, cut and with a table of contents. The layer's own archive passes by and is only hashed: it is in no blob then.
+async fn create_with_toc(
+    layer: &Layer,
+    compression: Compression,
+    begun: Option<Begun>,
+    cancel: &Cancel,
+    reporter: &Reporter,
+) -> Result<(), Fault> {
+    let node = &layer.0;
+    let below = with_below(layer, cancel, reporter).await?;
+    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
+    let _room = node.home.room(cancel).await?;
+    let root = node.home.trees().root().to_owned();
+    let (plain, pipe) = std::io::pipe().map_err(Error::io("open a pipe for", &root))?;
+    let (source, stop) = (node.clone(), cancel.clone());
+    let archiving = task::blocking(move || {
+        let mut out = Hashing { out: std::io::BufWriter::with_capacity(64 << 10, pipe), hasher: Hasher::new() };
+        let outcome = archive(&source, below.as_ref(), &stop, &mut out);
+        match outcome.and_then(|()| out.flush().map_err(Error::io("archive", &root))) {
+            Ok(()) => Ok(Some(out.hasher.finish())),
+            // Whoever reads has given up, and says why.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    });
+    let (target, stop) = (node.clone(), cancel.clone());
+    let storing = task::blocking(move || {
+        let failed = |error| Error::io("archive", target.home.trees().root())(std::io::Error::other(error));
+        Ok(crate::stargz::store_archive(&target.home, plain, compression.level, begun, &stop, failed)?)
+    });
+    let (diff_id, stored) = tokio::join!(archiving, storing);
+    let diff_id = diff_id?;
+    let (_hold, blob) = stored?;
+    let diff_id = diff_id.ok_or_else(|| Fault::internal("an archive was read to the end before it was written"))?;
+    let expected = node.state().diff_id.clone();
+    if let Some(expected) = expected.filter(|expected| *expected != diff_id) {
+        return Err(Error::DiffId { digest: blob.digest, expected, actual: diff_id }.into());
+    }
+    node.home.change(node, |state| {
+        state.diff_id = Some(diff_id);
+        add(state, blob);
+    });
+    Ok(())
+}
+
+/// The layer below, once its files and the layer's own are here.
+async fn with_below(layer: &Layer, cancel: &Cancel, reporter: &Reporter) -> Result<Option<Layer>, Fault> {
+    let node = &layer.0;
     let below = match &node.kind {
         Kind::Layer { parent } => parent.clone(),
         Kind::Diff { lower, .. } => lower.clone(),
@@ -166,18 +218,16 @@ async fn create(layer: &Layer, compression: Compression, begun: Option<Begun>, c
     for needed in below.iter().chain([layer]) {
         Box::pin(needed.realize_with_room(cancel, reporter)).await?;
     }
-    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
-    let _room = node.home.room(cancel).await?;
-    let (node, cancel) = (node.clone(), cancel.clone());
-    task::blocking(move || {
-        let home = &node.home;
-        let tree = node.state().tree.ok_or(Error::Lazy { id: node.id })?;
-        let stack = below.as_ref().map_or(Ok(Vec::new()), Layer::stack)?;
-        let view = home.trees().view(&stack).map_err(Error::from)?;
-        let files = home.trees().files(&tree).map_err(Error::from)?;
-        Ok(store(&node, compression, begun, |out| crate::layer_tar::write(&files, &view, &cancel, out))?)
-    })
-    .await
+    Ok(below)
+}
+
+/// Writes what the layer's tree changes of `below`.
+fn archive(node: &Node, below: Option<&Layer>, cancel: &Cancel, out: &mut dyn Write) -> Result<()> {
+    let home = &node.home;
+    let tree = node.state().tree.ok_or(Error::Lazy { id: node.id })?;
+    let stack = below.map_or(Ok(Vec::new()), Layer::stack)?;
+    let view = home.trees().view(&stack)?;
+    crate::layer_tar::write(&home.trees().files(&tree)?, &view, cancel, out)
 }
 
 /// Compresses another of the layer's blobs anew. The archive in it stays as it is.
@@ -232,11 +282,7 @@ async fn with_toc(
     let cancel = cancel.clone();
     task::blocking(move || {
         let (_hold, blob) = crate::stargz::store(&node.home, &source, compression.level, begun, &cancel)?;
-        node.home.change(&node, |state| {
-            if state.blobs.iter().all(|known| known.digest != blob.digest) {
-                state.blobs.push(blob);
-            }
-        });
+        node.home.change(&node, |state| add(state, blob));
         Ok(())
     })
     .await
@@ -269,11 +315,18 @@ fn store(
     let blob = Descriptor::new(compression.kind.media_type(), hold.digest().clone(), hold.size());
     home.change(node, |state| {
         state.diff_id = Some(diff_id);
-        if state.blobs.iter().all(|known| known.digest != blob.digest) {
-            state.blobs.push(blob);
-        }
+        add(state, blob);
     });
     Ok(())
+}
+
+/// Blobs with the layer's own archive stand before those that are made of it.
+fn add(state: &mut State, blob: Descriptor) {
+    if state.blobs.iter().any(|known| known.digest == blob.digest) {
+        return;
+    }
+    let own = if is_derived(&blob, state) { None } else { state.blobs.iter().position(|known| is_derived(known, state)) };
+    state.blobs.insert(own.unwrap_or(state.blobs.len()), blob);
 }
 
 /// A place for a blob to be, announced.

@@ -9,6 +9,7 @@ use progress::{Reporter, Update};
 use snapshot::TreeId;
 use task::Cancel;
 
+use crate::blobs::own_diff_id;
 use crate::error::{Error, Result};
 use crate::image::BlobSource;
 use crate::node::{Kind, Layer, Node};
@@ -172,7 +173,8 @@ async fn unpacked(node: &Arc<Node>, blob: &Descriptor, cancel: &Cancel, reporter
 
 async fn unpacked_once(node: &Arc<Node>, blob: &Descriptor, cancel: &Cancel, reporter: &Reporter) -> Result<Fresh, Fault> {
     let home = &node.home;
-    let diff_id = node.state().diff_id.clone();
+    // Where the blob has a table of contents, that lies behind the archive's end: its digest covers it, unpacking ends before it.
+    let diff_id = own_diff_id(blob).or_else(|| node.state().diff_id.clone());
     if let Some(fresh) = home.bring(node, blob, Some(diff_id.clone()), cancel, reporter).await? {
         return Ok(fresh);
     }

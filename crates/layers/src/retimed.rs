@@ -41,7 +41,12 @@ impl LayerBlob {
         if let Some(known) = self.known(&key)? {
             return Ok(known);
         }
-        let own = self.own_blob();
+        if self.own_blob().is_none() {
+            // What is clamped is the layer's own archive, without the table of contents.
+            let plain = Compression { kind: CompressionKind::Gzip, level: compression.level, force: true };
+            self.layer.blobs(plain, cancel, reporter).await?;
+        }
+        let own = self.own_blob().ok_or(Error::Lost { id: self.layer.id() })?;
         let source = self.layer.fetch_blob(&own, cancel, reporter).await?;
         let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
         let _room = node.home.room(cancel).await?;
@@ -75,12 +80,13 @@ impl LayerBlob {
         Ok(self.described(hold, descriptor)?)
     }
 
-    /// The blob with the layer's own archive, if this one's is made of it.
-    fn own_blob(&self) -> Digest {
+    /// This blob, or the one of whose archive it is made, if there is one.
+    fn own_blob(&self) -> Option<Digest> {
         let state = self.layer.0.state();
-        let made = is_derived(&self.descriptor, &state);
-        let own = state.blobs.iter().find(|blob| made && !is_derived(blob, &state));
-        own.unwrap_or(&self.descriptor).digest.clone()
+        if !is_derived(&self.descriptor, &state) {
+            return Some(self.descriptor.digest.clone());
+        }
+        state.blobs.iter().find(|blob| !is_derived(blob, &state)).map(|blob| blob.digest.clone())
     }
 
     /// Made before, and still here.

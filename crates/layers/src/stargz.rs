@@ -67,9 +67,22 @@ pub(crate) fn store(home: &Layers, source: &Hold, level: Option<i32>, begun: Opt
     let failed = |error: TarError| Error::Unpack { digest: source.digest().clone(), source: error.into() };
     let blob = BufReader::with_capacity(256 << 10, home.content().open_blob(source.digest())?);
     let plain = crate::decompress::decompress(blob).map_err(|e| failed(e.into()))?;
+    store_archive(home, plain, level, begun, cancel, failed)
+}
+
+/// Makes such a blob of the archive that `plain` is. Blocks, within the runtime.
+pub(crate) fn store_archive(
+    home: &Layers,
+    plain: impl Read,
+    level: Option<i32>,
+    begun: Option<Begun>,
+    cancel: &Cancel,
+    failed: impl FnOnce(TarError) -> Error,
+) -> Result<(Hold, Descriptor)> {
     let mut ingest = crate::blobs::ingest(home, CompressionKind::Estargz, begun)?;
     let plain = Hashed::new(plain, cancel.clone());
     let written = write(plain, &mut ingest, level, home.0.budget.compression.clone()).map_err(failed)?;
+    cancel.check()?;
     let hold = ingest.commit()?;
     home.content().set_label(hold.digest(), UNCOMPRESSED, written.diff_id.as_str());
     let mut descriptor = Descriptor::new(CompressionKind::Estargz.media_type(), hold.digest().clone(), hold.size());

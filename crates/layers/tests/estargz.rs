@@ -93,6 +93,9 @@ async fn every_piece_of_a_file_can_be_found_by_the_table() {
     assert_eq!(made.descriptor.media_type, oci::media::OCI_LAYER_GZIP);
     assert_eq!(made.diff_id, Digest::of(gunzip(&bytes)), "with the table");
 
+    // Compressed once: there is no other blob yet. The layer's own archive has its digest nevertheless.
+    assert_eq!(layer.known_blobs().len(), 1);
+
     // The layer itself stays what it is, and whatever else is wanted is made of its own archive.
     let plain = blob(&layer, CompressionKind::Uncompressed, true).await;
     assert_eq!((&plain.diff_id, Some(&plain.diff_id)), (&plain.descriptor.digest, layer.diff_id().as_ref()));
@@ -128,4 +131,26 @@ async fn only_new_layers_get_a_table_unless_it_is_forced() {
     let forced = blob(&layer, CompressionKind::Estargz, true).await;
     assert!(forced.descriptor.annotations.contains_key(TOC_DIGEST));
     assert_ne!(forced.diff_id, kept.diff_id);
+}
+
+/// Files that are gone are unpacked again, here from the only blob that there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_come_back_without_the_table() {
+    let home = Home::new();
+    let layers = home.open();
+    let (id, tree) = {
+        let layer = layer(&layers);
+        blob(&layer, CompressionKind::Estargz, false).await;
+        (layer.id(), layer.stack().unwrap()[0])
+    };
+    layers.trees().remove(&tree).unwrap();
+    layers.flush().await.unwrap();
+    let layers = home.open_again(layers);
+    let layer = layers.get(&id).unwrap().unwrap();
+    layer.realize(&Cancel::new(), &Reporter::silent()).await.unwrap();
+    assert_ne!(layer.stack().unwrap()[0], tree);
+    let names: Vec<_> = layer.view().unwrap().read_dir("/").unwrap().iter().map(|entry| entry.name().to_owned()).collect();
+    assert_eq!(names, ["d", "empty", "link", "small"]);
+    let plain = blob(&layer, CompressionKind::Gzip, true).await;
+    assert_eq!(Some(plain.diff_id), layer.diff_id(), "the files are what they were");
 }
