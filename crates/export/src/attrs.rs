@@ -35,7 +35,8 @@ impl Attrs {
         match self.0.remove("source-date-epoch") {
             None => Ok(Epoch::Inherit),
             Some(value) if value.is_empty() => Ok(Epoch::Off),
-            Some(value) => Ok(Epoch::At(parse_int(&value, "invalid source-date-epoch")?)),
+            // BuildKit gives the reason twice.
+            Some(value) => Ok(Epoch::At(parse_int(&value, "invalid source-date-epoch").map_err(|fault| twice(&fault))?)),
         }
     }
 
@@ -102,6 +103,12 @@ pub fn lookup<'a>(metadata: &'a BTreeMap<String, Bytes>, key: &str, platform: &s
     metadata.get(&format!("{key}/{platform}")).or_else(|| metadata.get(key))
 }
 
+fn twice(fault: &Fault) -> Fault {
+    let text = fault.to_string();
+    let reason = text.split_once(": ").map_or("", |(_, reason)| reason);
+    Fault::invalid(format!("{text}: {reason}"))
+}
+
 /// As Go's ParseBool; a failure reads `<what>: <Go's words>`.
 pub fn parse_bool(value: &str, what: &str) -> Result<bool> {
     match value {
@@ -152,7 +159,8 @@ mod tests {
         assert_eq!(Epoch::Inherit.resolve(&one, "linux/amd64").unwrap(), Some(8));
         assert_eq!(Epoch::Inherit.resolve(&one, "linux/arm64").unwrap(), None);
         let failure = attrs(&[("source-date-epoch", "soon")]).epoch().unwrap_err();
-        assert_eq!(failure.to_string(), r#"invalid source-date-epoch: strconv.ParseInt: parsing "soon": invalid syntax"#);
+        let reason = r#"strconv.ParseInt: parsing "soon": invalid syntax"#;
+        assert_eq!(failure.to_string(), format!("invalid source-date-epoch: {reason}: {reason}"));
         let bad = metadata(&[("source.date.epoch", "x")]);
         let failure = Epoch::Inherit.resolve(&bad, "").unwrap_err().to_string();
         assert!(failure.starts_with(r#"invalid SOURCE_DATE_EPOCH from frontend: "x": "#), "{failure}");

@@ -41,7 +41,8 @@ pub fn default_config() -> Vec<u8> {
 
 /// Unknown keys of the config stay as they were written, but for space between words; top-level keys come out sorted.
 pub fn patch(config: &[u8], layers: &[LayerFacts], patch: Patch<'_>) -> Result<Vec<u8>> {
-    let invalid = |e: serde_json::Error| Fault::invalid(format!("invalid image config for export: {e}"));
+    // The history is what BuildKit reads first.
+    let invalid = |e: serde_json::Error| Fault::invalid(format!("failed to unmarshal history from config: {e}"));
     let object: Option<BTreeMap<String, Box<RawValue>>> = serde_json::from_slice(config).map_err(invalid)?;
     let Some(object) = object else { return Err(Fault::invalid("invalid null image config for export")) };
     let typed = ImageConfig::parse(config).map_err(|e| Fault::invalid(format!("invalid image config for export: {}", fault::chain(&e))))?;
@@ -204,7 +205,8 @@ mod tests {
             ("null", "invalid null image config for export"),
             ("{}", "missing os"),
             (r#"{"os":"linux"}"#, "missing architecture"),
-            ("[", "invalid image config for export: "),
+            ("[", "failed to unmarshal history from config: "),
+            (r#"{"os":7}"#, "invalid image config for export: "),
         ] {
             assert!(patch(bad.as_bytes(), &[], Patch::default()).unwrap_err().to_string().contains(why), "{bad}");
         }

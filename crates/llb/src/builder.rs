@@ -28,6 +28,8 @@ impl Builder {
     pub fn add(&mut self, op: Op, inputs: Vec<Edge>, platform: Option<Platform>, constraints: Vec<String>, metadata: Metadata) -> Edge {
         let encoded = encode::op(&op, &inputs, platform.as_ref(), &constraints);
         let digest = Digest::of(&encoded);
+        // One that stems from no file is listed too.
+        self.sources.locations.entry(digest.clone()).or_default();
         self.insert(Vertex {
             digest: digest.clone(),
             encoded,
@@ -46,6 +48,7 @@ impl Builder {
     pub fn graft(&mut self, graph: &Graph) -> Option<Edge> {
         let sources: Vec<usize> = graph.sources.infos.iter().map(|info| self.source(info.clone())).collect();
         for (digest, locations) in &graph.sources.locations {
+            self.sources.locations.entry(digest.clone()).or_default();
             for location in locations.iter().filter(|l| l.source < sources.len()) {
                 self.locate(digest, Location { source: sources[location.source], ranges: location.ranges.clone() });
             }

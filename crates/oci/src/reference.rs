@@ -140,6 +140,10 @@ impl FromStr for Reference {
             return Err(ReferenceError::Identifier { name: text.to_owned() });
         }
         let (domain, rest) = split_domain(text);
+        let name = rest.split(':').next().unwrap_or_default();
+        if name.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(ReferenceError::UpperCase { name: name.to_owned() });
+        }
         let (rest, digest) = match rest.split_once('@') {
             Some((rest, digest)) => (rest.to_owned(), Some(digest.parse().map_err(|_| ReferenceError::Digest)?)),
             None => (rest, None),
@@ -149,9 +153,6 @@ impl FromStr for Reference {
             Some(_) => return Err(ReferenceError::Format),
             None => (rest.as_str(), None),
         };
-        if path.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(ReferenceError::UpperCase { name: path.to_owned() });
-        }
         if !is_domain(&domain) || !path.split('/').all(is_component) {
             return Err(ReferenceError::Format);
         }
@@ -277,6 +278,8 @@ mod tests {
             // The one valid-looking case is a repository `sha256` with a tag.
             assert_eq!(parsed.is_ok(), bad == "sha256:abc", "{bad}: {parsed:?}");
         }
+        let named = |text: &str| text.parse::<Reference>().unwrap_err().to_string();
+        assert_eq!(named("X@y"), "invalid reference format: repository name (library/X@y) must be lowercase");
         assert!(matches!("Alpine".parse::<Reference>(), Err(ReferenceError::UpperCase { .. })));
         assert!(matches!(HEX.parse::<Reference>(), Err(ReferenceError::Identifier { .. })));
         assert!(matches!(format!("a/{}", "b".repeat(256)).parse::<Reference>(), Err(ReferenceError::TooLong)));

@@ -70,18 +70,33 @@ const ATTESTATION_ARTIFACT: &str = "application/vnd.docker.attestation.manifest.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 const CREATED_AT: &str = "buildkit/createdat";
 
-/// Plain disk work. Every document has a row in the progress.
+/// What does not go together, as far as it can be told before any layer is packed. Of each statement about the results it needs to know whether it is
+/// for inline use only.
+pub fn check(is_map: bool, platforms: &[&str], statements: &[bool], options: &Settled) -> Result<()> {
+    let known = |id: &str| !is_map || platforms.len() == 1 || platforms.contains(&id);
+    options.annotations.check(options.oci_types, known)?;
+    let is_index = is_map || statements.iter().any(|inline_only| counts(*inline_only, options));
+    if is_index && !options.oci_types && !statements.is_empty() {
+        return Err(Fault::invalid("cannot export attestations with \"oci-mediatypes=false\""));
+    }
+    Ok(())
+}
+
+/// Whether a statement is kept here.
+fn counts(inline_only: bool, options: &Settled) -> bool {
+    options.inline_attestations || !inline_only
+}
+
+/// Plain disk work, after [`check`]. Every document has a row in the progress.
 pub fn assemble(draft: &Draft, options: &Settled, store: &Store, reporter: &Reporter) -> Result<Image> {
     let writer = Writer { options, store, reporter, holds: Vec::new() };
-    let known = |id: &str| !draft.is_map || draft.parts.len() == 1 || draft.parts.iter().any(|p| p.id == id);
-    options.annotations.check(options.oci_types, known)?;
     if draft.is_map || needs_index(draft, options) { writer.index(draft) } else { writer.single(draft) }
 }
 
 /// A single result becomes an index to hold statements, unless these are all to be left out here.
 fn needs_index(draft: &Draft, options: &Settled) -> bool {
-    let counts = |s: &Written| options.inline_attestations || !s.inline_only;
-    draft.parts.iter().any(|part| draft.attestations.get(&part.id).is_some_and(|all| all.iter().any(counts)))
+    let any = |all: &Vec<Written>| all.iter().any(|statement| counts(statement.inline_only, options));
+    draft.parts.iter().any(|part| draft.attestations.get(&part.id).is_some_and(any))
 }
 
 struct Writer<'a> {
@@ -107,9 +122,6 @@ impl Writer<'_> {
     }
 
     fn index(mut self, draft: &Draft) -> Result<Image> {
-        if !self.options.oci_types && !draft.attestations.is_empty() {
-            return Err(Fault::invalid("cannot export attestations with \"oci-mediatypes=false\""));
-        }
         let (mut images, mut attestations) = (Vec::new(), Vec::new());
         for part in &draft.parts {
             let annotations = self.options.annotations.of(Some(&part.platform));

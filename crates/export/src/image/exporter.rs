@@ -13,7 +13,7 @@ use registry::Client;
 use crate::api::{Context, Exported, Exporter, Source};
 use crate::attestation::Written;
 use crate::attrs::Attrs;
-use crate::image::assemble::{Draft, Image, Part, assemble};
+use crate::image::assemble::{Draft, Image, Part, assemble, check};
 use crate::image::blobs::Blobs;
 use crate::image::early::Early;
 use crate::image::options::{ImageOptions, Settled};
@@ -105,6 +105,9 @@ pub async fn make(
     store: &Store,
     context: &Context,
 ) -> Result<(Image, Blobs)> {
+    let platforms: Vec<&str> = source.results.iter().map(|result| result.id.as_str()).collect();
+    let statements: Vec<bool> = source.attestations.values().flatten().map(|statement| statement.inline_only).collect();
+    check(source.is_map, &platforms, &statements, &options)?;
     let Parts { parts, layers, holds } = context.cancel.run(pack(source, &metadata, &options, begun, context)).await?;
     let attestations = context.cancel.run(write(source, &parts, &layers, context)).await?;
     let draft = Draft { parts, is_map: source.is_map, metadata, attestations, names };

@@ -87,6 +87,11 @@ async fn rewrite(
         tracing::warn!("rewrite-timestamp is specified, but no source-date-epoch was found");
         return Ok(());
     };
+    if epoch < 0 {
+        // Nor does BuildKit rewrite anything then.
+        tracing::warn!("layers are not rewritten to match source-date-epoch {epoch}: archives hold no time before 1970");
+        return Ok(());
+    }
     let base = base_layers(lookup(metadata, "containerimage.base.config", &one.part.id).map_or(&[][..], |config| &config[..]))?;
     let untouched = one.blobs.iter().zip(&base).take_while(|(blob, base)| blob.layer.diff_id().as_ref() == Some(base)).count();
     let time = Timestamp::from_unix(epoch, 0).to_string().replace('T', " ").replace('Z', " +0000 UTC");

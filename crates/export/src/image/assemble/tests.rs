@@ -59,7 +59,11 @@ fn statement(inline_only: bool) -> Written {
 }
 
 fn built(store: &Store, draft: &Draft, pairs: &[(&str, &str)]) -> Result<Image> {
-    assemble(draft, &options(pairs, draft)?, store, &Reporter::silent())
+    let options = options(pairs, draft)?;
+    let platforms: Vec<&str> = draft.parts.iter().map(|part| part.id.as_str()).collect();
+    let statements: Vec<bool> = draft.attestations.values().flatten().map(|statement| statement.inline_only).collect();
+    check(draft.is_map, &platforms, &statements, &options)?;
+    assemble(draft, &options, store, &Reporter::silent())
 }
 
 fn text(bytes: &[u8]) -> &str {
