@@ -93,7 +93,7 @@ fn provenance_tells_sources_steps_and_layers() {
         statement
     };
 
-    let max = push("mode=max,builder-id=here");
+    let max = push("mode=max,builder-id=here,capture-usage=true");
     assert_eq!(max["predicateType"], "https://slsa.dev/provenance/v1");
     let (definition, run) = (&max["predicate"]["buildDefinition"], &max["predicate"]["runDetails"]);
     let base_digest = oci::Digest::of(registry.get("/v2/base/manifests/latest").body);
@@ -105,6 +105,9 @@ fn provenance_tells_sources_steps_and_layers() {
     let steps = definition["internalParameters"]["buildConfig"]["llbDefinition"].as_array().unwrap();
     assert_eq!(steps.iter().map(|s| s["id"].as_str().unwrap()).collect::<Vec<_>>(), ["step0", "step1", "step2"]);
     assert_eq!(steps[1]["inputs"], json!(["step0:0"]));
+    let used = &steps[1]["resourceUsage"]["samples"][0];
+    assert!(used["timestamp"].is_string() && used["memoryStat"]["pgfault"].as_u64().is_some_and(|faults| faults > 0), "{steps:#?}");
+    assert_eq!(steps[0].get("resourceUsage"), None, "an image uses nothing");
     let metadata = &run["metadata"]["buildkit_metadata"];
     let source = &metadata["source"]["infos"][0];
     assert_eq!((&source["filename"], &source["language"]), (&json!("Dockerfile"), &json!("Dockerfile")));
@@ -137,6 +140,8 @@ fn statements_lie_beside_local_results_but_not_those_meant_for_images() {
     assert_eq!(statement["subject"], json!([{"name": "a", "digest": {"sha256": oci::Digest::of("a\n").hex()}}]));
     assert_eq!(statement["predicate"]["runDetails"]["metadata"]["buildkit_completeness"]["resolvedDependencies"], false);
     assert!(!export("attest:provenance=inline-only=true", "2").join("provenance.json").exists());
+    let nameless = daemon.kiln(&["build", "--opt", "attest:provenance=filename=", text(dir.path())]).output().unwrap();
+    assert!(String::from_utf8_lossy(&nameless.stderr).contains("attestation does not have set path"), "{nameless:?}");
     let refused = daemon.kiln(&["build", "--opt", "attest:provenance=complete-materials=true", text(dir.path())]).output().unwrap();
     let log = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && log.contains("provenance materials are incomplete") && log.contains("- context"), "{log}");

@@ -35,6 +35,7 @@ pub use confinement::Confinement;
 pub use container::{Container, DEFAULT_HOSTNAME, DeviceNode, Mount, MountSource, Network, Process, Resources, Rlimit, Security};
 pub use emulation::Emulator;
 pub use error::SandboxError;
+pub use helper::{NET, Sample};
 pub use io::{Input, Io, Output};
 pub use launch::Settings;
 pub use names::Dns;

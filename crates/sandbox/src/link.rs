@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use snapshot::MountSpec;
 
+use crate::Sample;
 use crate::container::{DeviceNode, Resources, Rlimit};
 
 /// Everything the helper needs to make a container and its first process.
@@ -161,6 +162,7 @@ pub(crate) enum Report {
         number: u32,
         code: i32,
         oom_killed: bool,
+        usage: Vec<Sample>,
     },
     /// Something worth a warning in the daemon's log.
     Warning {

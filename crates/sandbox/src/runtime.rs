@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use task::Cancel;
 
-use crate::{Container, Io, Process, SandboxError};
+use crate::{Container, Io, Process, Sample, SandboxError};
 
 /// How a process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Exit {
     /// Mount points that had to be made in the container's root, as paths in it; children before parents. Whoever commits the root removes
     /// those that are still empty, and keeps their parents' times.
     pub stubs: Vec<PathBuf>,
+    /// What the container used of the machine, oldest first, the last one when its first process had ended. Only known with the end of that.
+    pub usage: Vec<Sample>,
 }
 
 /// Something that can run containers.

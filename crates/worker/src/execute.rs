@@ -10,6 +10,7 @@ use oci::{Digest, Platform};
 use ops::exec::{Exec, Failure, Proxied, Request};
 use ops::{build, checksum, file};
 use proxy::Captured;
+use sandbox::Sample;
 use snapshot::{Editor, View};
 use sources::Sources;
 
@@ -27,6 +28,7 @@ pub struct Steps {
     pub host: Platform,
     pub pins: Notes<String>,
     pub captures: Notes<Arc<Captured>>,
+    pub usage: Notes<Arc<Vec<Sample>>>,
     pub platforms: Arc<Platforms>,
     pub devices: Devices,
 }
@@ -143,7 +145,8 @@ impl Steps {
                 let captured = |captured| self.captures.put(&vertex.digest, Arc::new(captured));
                 let judge = || Arc::new(Builders(context.builders.clone()));
                 let proxied = vertex.proxied.then(|| Proxied { judge: judge(), captured: &captured });
-                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel, emulator, extras, proxied };
+                let used = |samples| self.usage.put(&vertex.digest, Arc::new(samples));
+                let request = Request { vertex, op, inputs: &inputs, sessions, reporter, cancel, emulator, extras, proxied, used: &used };
                 self.exec.run(request).await.map_err(|failure| {
                     let fault = failure.fault;
                     let fault = match hint {

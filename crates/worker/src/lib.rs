@@ -19,4 +19,5 @@ pub use devices::{Device, Devices};
 pub use open::{Facts, Runtime, Settings, Worker};
 pub use registry::Traffic;
 pub use remains::Remains;
+pub use sandbox::{NET, Sample};
 pub use sources::normal_identifier;

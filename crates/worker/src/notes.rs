@@ -11,6 +11,7 @@ const LIMIT: usize = 16 << 10;
 pub struct Notes<T>(Arc<Mutex<State<T>>>);
 
 struct State<T> {
+    limit: usize,
     notes: HashMap<Digest, T>,
     /// Oldest first.
     order: VecDeque<Digest>,
@@ -24,7 +25,14 @@ impl<T> Clone for Notes<T> {
 
 impl<T> Default for Notes<T> {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(State { notes: HashMap::new(), order: VecDeque::new() })))
+        Self::with_limit(LIMIT)
+    }
+}
+
+impl<T> Notes<T> {
+    /// The oldest of more notes are forgotten.
+    pub fn with_limit(limit: usize) -> Self {
+        Self(Arc::new(Mutex::new(State { limit, notes: HashMap::new(), order: VecDeque::new() })))
     }
 }
 
@@ -34,7 +42,7 @@ impl<T: Clone> Notes<T> {
         if state.notes.insert(vertex.clone(), note).is_none() {
             state.order.push_back(vertex.clone());
         }
-        while state.order.len() > LIMIT {
+        while state.order.len() > state.limit {
             let oldest = state.order.pop_front().expect("there are more than none");
             state.notes.remove(&oldest);
         }

@@ -14,6 +14,7 @@ use oci::Platform;
 use ops::exec::{Exec, LogLimits};
 use proxy::{Captured, Proxy};
 use registry::Traffic;
+use sandbox::Sample;
 use sandbox::network::Networks;
 use snapshot::Backend;
 use sources::{GitSettings, Sources};
@@ -23,6 +24,9 @@ use crate::devices::{Device, Devices};
 use crate::execute::Steps;
 use crate::notes::Notes;
 use crate::platforms::Platforms;
+
+/// Of how many steps it is remembered what they used: they are a few kilobytes each.
+const MOST_USAGE: usize = 1 << 10;
 
 /// What runs the processes of steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,6 +111,7 @@ pub struct Worker {
     gc_rules: Vec<Rule>,
     pins: Notes<String>,
     captures: Notes<Arc<Captured>>,
+    usage: Notes<Arc<Vec<Sample>>>,
     db: kv::Db,
     _background: Background,
 }
@@ -150,7 +155,7 @@ impl Worker {
             sockets: root.join("sockets"),
         };
         let exec = Arc::new(exec);
-        let (pins, captures) = (Notes::default(), Notes::default());
+        let (pins, captures, usage) = (Notes::default(), Notes::default(), Notes::with_limit(MOST_USAGE));
         let steps = Steps {
             layers: layers.clone(),
             sources: sources.clone(),
@@ -158,6 +163,7 @@ impl Worker {
             host: Platform::host(),
             pins: pins.clone(),
             captures: captures.clone(),
+            usage: usage.clone(),
             platforms: runs.clone(),
             devices: settings.devices.clone(),
         };
@@ -185,6 +191,7 @@ impl Worker {
             index,
             pins,
             captures,
+            usage,
             db,
         })
     }
@@ -245,6 +252,11 @@ impl Worker {
     /// What an exec vertex fetched through the proxy when it last ran; `None` if it did not run behind it.
     pub fn captured(&self, vertex: &oci::Digest) -> Option<Arc<Captured>> {
         self.captures.get(vertex)
+    }
+
+    /// What an exec vertex used of the machine when it last ran, oldest first; `None` if that is not known any more.
+    pub fn used(&self, vertex: &oci::Digest) -> Option<Arc<Vec<Sample>>> {
+        self.usage.get(vertex)
     }
 
     /// Takes away what is kept ready for steps. The last call.

@@ -17,6 +17,7 @@ use crate::provenance::predicate::Predicate;
 use crate::provenance::scope::Traced;
 use crate::provenance::sources::ImageSource;
 use crate::provenance::steps::{SourceMap, Steps};
+use crate::provenance::usage::Usage;
 
 /// What the results came from: by platform id, or by nothing where there is one result. Those that are scratch are left out.
 pub type Captured = BTreeMap<String, (Arc<Traced>, Capture)>;
@@ -48,6 +49,10 @@ pub fn attest(
         let Some((traced, capture)) = captured.get(id).or_else(|| captured.get("")) else { continue };
         if options.complete_materials && !capture.has_all_materials() {
             return Err(incomplete(capture));
+        }
+        if options.filename.is_empty() {
+            // BuildKit gives this no code of its own.
+            return Err(Fault::new(Kind::Unknown, "attestation does not have set path"));
         }
         let statement = Statement {
             predicate_type: options.version.predicate_type().to_owned(),
@@ -93,7 +98,7 @@ struct Provenance {
     build: Arc<Build>,
     predicate: Predicate,
     version: crate::provenance::predicate::Version,
-    /// Whether to tell how busy the machine was.
+    /// Whether to tell how busy the machine was, and what each step used of it.
     usage: bool,
 }
 
@@ -143,6 +148,10 @@ impl Author for Provenance {
         }
         if self.usage {
             predicate.metadata.usage = self.build.machine().samples().await;
+            for step in predicate.steps.iter_mut().flat_map(|steps| &mut steps.steps) {
+                let samples = step.vertex.as_ref().and_then(|vertex| self.build.worker.used(vertex));
+                step.usage = samples.and_then(|samples| Usage::of(&samples, self.build.started()));
+            }
         }
         Ok(predicate.to_json(self.version).into())
     }

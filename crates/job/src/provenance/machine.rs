@@ -118,13 +118,13 @@ struct Memory {
 }
 
 /// How long work was held up for want of something.
-#[derive(Debug, Clone, Default, Serialize)]
-struct Pressure {
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Pressure {
     some: Option<Stalls>,
     full: Option<Stalls>,
 }
 
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 struct Stalls {
     avg10: Number,
     avg60: Number,
@@ -195,8 +195,8 @@ impl Memory {
 }
 
 impl Pressure {
-    /// `/proc/pressure/*`: a line for some of the work, and one for all of it.
-    fn parse(text: &str) -> Self {
+    /// `/proc/pressure/*`, and the like of cgroups: a line for some of the work, and one for all of it.
+    pub fn parse(text: &str) -> Self {
         let stalls = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
             let values: BTreeMap<&str, &str> = line.split_whitespace().filter_map(|pair| pair.split_once('=')).collect();

@@ -11,6 +11,7 @@ mod request;
 mod scope;
 mod sources;
 mod steps;
+mod usage;
 
 pub use attestation::{Captured, attest, captured, record};
 pub use capture::Capture;

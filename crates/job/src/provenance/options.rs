@@ -18,7 +18,7 @@ pub struct Options {
     pub inline_only: bool,
     /// Fails the build if something went in that has no digest.
     pub complete_materials: bool,
-    /// Tells how busy the machine was.
+    /// Tells how busy the machine was, and what each step used of it.
     pub usage: bool,
 }
 

@@ -8,6 +8,8 @@ use oci::Digest;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::provenance::usage::Usage;
+
 #[derive(Debug, Clone, Serialize)]
 pub struct Step {
     pub id: String,
@@ -15,6 +17,11 @@ pub struct Step {
     /// `step<number>:<output>`
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<String>,
+    #[serde(rename = "resourceUsage", skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// Under which it runs. The result itself is none.
+    #[serde(skip)]
+    pub vertex: Option<Digest>,
 }
 
 /// Steps with the names that vertices have among them.
@@ -78,13 +85,13 @@ impl Steps {
         for (number, vertex) in order.iter().map(|at| &graph.vertices[*at]).enumerate() {
             let json = vertex.to_json().ok_or_else(|| Fault::internal("a vertex is no op"))?;
             let inputs = vertex.inputs.iter().map(|edge| name(&edge.vertex, edge.output)).collect::<Result<_>>()?;
-            found.steps.push(Step { id: format!("step{number}"), op: raw(json), inputs });
+            found.steps.push(Step { id: format!("step{number}"), op: raw(json), inputs, usage: None, vertex: Some(vertex.digest.clone()) });
             found.names.insert(graph.original(&vertex.digest).to_string(), format!("step{number}"));
         }
         let last = format!("step{}", order.len());
         found.names.insert(graph.terminal().expect("there is a result").to_string(), last.clone());
         let op = raw(r#"{"Op":{}}"#.to_owned());
-        found.steps.push(Step { id: last, op, inputs: vec![name(&result.vertex, result.output)?] });
+        found.steps.push(Step { id: last, op, inputs: vec![name(&result.vertex, result.output)?], usage: None, vertex: None });
         Ok(found)
     }
 

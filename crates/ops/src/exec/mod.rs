@@ -53,6 +53,8 @@ pub struct Request<'a> {
     pub extras: Extras,
     /// For steps that reach the network through the proxy only.
     pub proxied: Option<Proxied<'a>>,
+    /// Is told what the step used of the machine.
+    pub used: &'a (dyn Fn(Vec<sandbox::Sample>) + Send + Sync),
 }
 
 /// What a step gets with the devices that it asks for.
@@ -86,7 +88,7 @@ impl Exec {
             Ok(prepared) => prepared,
             Err(fault) => return Err(Failure { fault, left: Leftovers::none(inputs) }),
         };
-        let exit = match self.execute(&request, &mut prepared).await {
+        let mut exit = match self.execute(&request, &mut prepared).await {
             Ok(exit) => exit,
             Err(fault) => {
                 let process = quote(&op.meta.args.join(" "));
@@ -97,6 +99,7 @@ impl Exec {
                 return Err(Failure { fault, left: Leftovers::of(inputs, prepared, Vec::new()) });
             }
         };
+        (request.used)(std::mem::take(&mut exit.usage));
         if !allowed(op, &exit) {
             let fault = ExitError { command: quote(&op.meta.args.join(" ")), code: exit.code, oom: exit.oom_killed }.into();
             return Err(Failure { fault, left: Leftovers::of(inputs, prepared, exit.stubs) });

@@ -19,6 +19,24 @@ use crate::sys;
 /// The v1 devices cgroup that all sandboxed containers share: it holds rules and no account of anybody.
 const SHARED_DEVICES: &str = "buildkit/kiln-sandbox";
 
+const ACCOUNTS_V1: [(&str, &[&str]); 3] = [
+    ("memory", &["memory.stat", "memory.max_usage_in_bytes"]),
+    ("cpuacct", &["cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys"]),
+    ("pids", &["pids.current"]),
+];
+const ACCOUNTS_V2: [&str; 10] = [
+    "cpu.stat",
+    "cpu.pressure",
+    "memory.stat",
+    "memory.pressure",
+    "memory.events",
+    "memory.peak",
+    "memory.swap.current",
+    "io.stat",
+    "io.pressure",
+    "pids.current",
+];
+
 /// In a cgroup that was delegated: where its processes go, since one with children that have limits has no processes.
 const OWN: &str = "kiln-daemon";
 const NOT_DELEGATED: &str =
@@ -148,6 +166,22 @@ impl Cgroups {
         }
     }
 
+    /// The files in which a cgroup of any maker counts what it uses, as far as it does.
+    pub fn accounts(&self, path: &str) -> Vec<PathBuf> {
+        let path = path.trim_start_matches('/');
+        match &self.layout {
+            Layout::V1 => {
+                let files = |controller: &str, names: &'static [&str]| {
+                    let dir = self.with(controller).map(|hierarchy| hierarchy.mount.join(path));
+                    names.iter().filter_map(move |name| Some(dir.as_ref()?.join(name))).collect::<Vec<_>>()
+                };
+                ACCOUNTS_V1.iter().flat_map(|(controller, names)| files(controller, names)).collect()
+            }
+            Layout::V2 { top } => ACCOUNTS_V2.iter().map(|name| top.join(path).join(name)).collect(),
+            Layout::None => Vec::new(),
+        }
+    }
+
     /// Removes the cgroup `path` from all hierarchies.
     pub fn remove_all(&self, path: &str) {
         let path = path.trim_start_matches('/');
@@ -235,7 +269,7 @@ impl Cgroups {
         let parent = dir.parent().unwrap_or(top);
         make_all(parent).tried(|| format!("create cgroup {}", parent.display()))?;
         for level in parent.ancestors().take_while(|level| level.starts_with(top)).collect::<Vec<_>>().into_iter().rev() {
-            for controller in ["+memory", "+cpu", "+cpuset", "+pids"] {
+            for controller in ["+memory", "+cpu", "+cpuset", "+pids", "+io"] {
                 let _ = fs::write(level.join("cgroup.subtree_control"), controller);
             }
         }

@@ -18,6 +18,7 @@ mod mount;
 mod oci;
 mod path;
 mod root;
+mod usage;
 mod user;
 
 use std::io;
@@ -27,6 +28,8 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::link::{self, Failure, Request};
 use crate::sys;
+
+pub use usage::{NET, Sample};
 
 /// The name under which the helper is executed, as `argv[0]`.
 pub const NAME: &str = "kiln-sandbox";

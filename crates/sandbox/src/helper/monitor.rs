@@ -7,6 +7,7 @@ use rustix::process::{Signal, WaitId, WaitIdOptions};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::cgroup::{Cgroups, Group, Openness};
+use super::usage::Sampler;
 use super::{Failed, Outcome, Try as _, emulate, init, join, oci};
 use crate::link::{self, Failure, Labels, Report, Request, Spec, SpecNetwork, SpecProcess};
 use crate::sys::{self, Child};
@@ -28,6 +29,7 @@ struct Monitor {
     /// Those that the container does not share with us.
     namespaces: ThreadNameSpaceType,
     init: Option<u32>,
+    sampler: Option<Sampler>,
     runtime: Option<oci::Run>,
     /// Tells of children's ends where there are others than members.
     orphans: Option<OwnedFd>,
@@ -46,6 +48,7 @@ pub(crate) fn run(daemon: OwnedFd, cgroups: Cgroups) -> ! {
         labels: Labels::default(),
         namespaces: ThreadNameSpaceType::empty(),
         init: None,
+        sampler: None,
         runtime: None,
         orphans: None,
     };
@@ -78,6 +81,9 @@ impl Monitor {
                     }
                 }
             }
+            if let Some(sampler) = &mut self.sampler {
+                sampler.keep_up();
+            }
             for at in ended.into_iter().rev() {
                 self.reap(at)?;
             }
@@ -97,7 +103,8 @@ impl Monitor {
         if connected {
             watched.push(PollFd::new(&self.daemon, PollFlags::IN));
         }
-        rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, None))?;
+        let patience = self.sampler.as_ref().map(Sampler::patience);
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, patience.as_ref()))?;
         let ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let heard = connected && watched.last().is_some_and(ready);
         let ended = (0..self.members.len()).filter(|at| ready(&watched[*at])).collect();
@@ -140,6 +147,7 @@ impl Monitor {
         let files = streams(rest)?;
         self.insecure = spec.insecure;
         self.labels = spec.labels.clone();
+        self.sampler = Some(Sampler::new(self.cgroups.accounts(&spec.cgroup), spec.network == SpecNetwork::Given));
         if spec.oci.is_some() {
             return self.start_oci(&spec, &blobs, files);
         }
@@ -255,7 +263,9 @@ impl Monitor {
             Some(runtime) => runtime.oom_killed(),
             None => self.group.as_ref().is_some_and(Group::oom_killed),
         };
-        self.tell(&Report::Exited { number: member.number, code, oom_killed })
+        let sampler = if member.number == 0 { self.sampler.take() } else { None };
+        let usage = sampler.map(Sampler::finish).unwrap_or_default();
+        self.tell(&Report::Exited { number: member.number, code, oom_killed, usage })
     }
 
     /// A runtime leaves more than the processes asked for, and while one of them is unreaped its pid namespace cannot end. Members are

@@ -21,7 +21,7 @@ use crate::io::{self as streams, End, Input, Output};
 use crate::link::{self, Failure, Report, Request};
 use crate::names::HostsFile;
 use crate::network::Held;
-use crate::{Exit, Io, Process, Running, SandboxError, Started};
+use crate::{Exit, Io, Process, Running, Sample, SandboxError, Started};
 
 /// The socket to one container's monitor, shared by the handles of its processes.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Kept {
 }
 
 type ResultComes = Pin<Box<dyn Future<Output = Result<Exit, SandboxError>> + Send>>;
-type Ended = oneshot::Receiver<Outcome>;
+type EndComes = oneshot::Receiver<Outcome>;
 
 impl Connection {
     pub fn open(socket: OwnedFd, sweeper: Sweeper, warned: Arc<AtomicBool>) -> Result<Arc<Self>, SandboxError> {
@@ -124,9 +124,9 @@ impl Connection {
         let result = task::spawn("process", async move {
             let outcome = wires.attend(end, first).await;
             drop(kept);
-            outcome.map(|(code, oom_killed)| {
+            outcome.map(|Ended { code, oom_killed, usage }| {
                 let stubs = std::mem::take(&mut *stubs.lock().unwrap_or_else(PoisonError::into_inner));
-                Exit { code, oom_killed, stubs }
+                Exit { code, oom_killed, stubs, usage }
             })
         });
         let result: ResultComes =
@@ -200,8 +200,8 @@ impl Connection {
             Report::Failed { number, failure } => {
                 self.end(&mut slots, number, Err(into_error(failure)));
             }
-            Report::Exited { number, code, oom_killed } => {
-                self.end(&mut slots, number, Ok((code, oom_killed)));
+            Report::Exited { number, code, oom_killed, usage } => {
+                self.end(&mut slots, number, Ok(Ended { code, oom_killed, usage }));
             }
             Report::Warning { message } => {
                 if !self.warned.swap(true, Ordering::Relaxed) {
@@ -212,7 +212,15 @@ impl Connection {
     }
 }
 
-type Outcome = Result<(i32, bool), SandboxError>;
+/// What the monitor tells of an end.
+#[derive(Debug)]
+struct Ended {
+    code: i32,
+    oom_killed: bool,
+    usage: Vec<Sample>,
+}
+
+type Outcome = Result<Ended, SandboxError>;
 
 fn into_error(failure: Failure) -> SandboxError {
     if failure.program {
@@ -279,7 +287,7 @@ impl Wires {
     }
 
     /// Moves bytes until the process has ended and all it wrote has been passed on.
-    async fn attend(mut self, ended: Ended, first: bool) -> Result<(i32, bool), SandboxError> {
+    async fn attend(mut self, ended: EndComes, first: bool) -> Outcome {
         // Only the process may hold them now, or there is no end of file.
         self.theirs.clear();
         let mut ended = ended;
@@ -328,7 +336,7 @@ impl Wires {
                 if let (Some(mut output), false) = (output, message.is_empty()) {
                     output.put(format!("unable to start container process: {message}\n").into()).await;
                 }
-                Ok((1, false))
+                Ok(Ended { code: 1, oom_killed: false, usage: Vec::new() })
             }
             (outcome, _) => outcome,
         }
