@@ -218,3 +218,30 @@ pub(crate) fn put_octal(field: &mut [u8], value: i64) {
     field[..digits.len()].copy_from_slice(digits.as_bytes());
     field[digits.len()] = 0;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_large_for_a_field_is_written_as_go_writes_it() {
+        let header = Header {
+            kind: EntryKind::File,
+            name: b"dir/big".to_vec(),
+            link: Vec::new(),
+            mode: 0o644,
+            uid: 3_000_000,
+            gid: (1 << 21) - 1,
+            size: 9 << 30,
+            mtime: 1_500_000_000,
+            device: (0, 0),
+            xattrs: Records::new(),
+        };
+        let mut writer = Writer::new(Vec::new());
+        writer.header(&header).unwrap();
+        assert!(writer.out[BLOCK..].starts_with(b"19 size=9663676416\n15 uid=3000000\n\0"));
+        // Recorded from Go's archive/tar.
+        let recorded = "sha256:3c5d803495633c95f71c45635f4f6196d99b461ccd14e99e28b3bdff0878399c";
+        assert_eq!(oci::Digest::of(&writer.out).as_str(), recorded);
+    }
+}
