@@ -65,6 +65,11 @@ impl Draft {
         self.tree.fs()
     }
 
+    /// Where what was written through the draft's mount is: [`Draft::own_files`], or without overlay all files that the mount shows.
+    pub fn mounted_files(&self) -> PathBuf {
+        self.tree.mounted()
+    }
+
     /// Tells of files, by inode and path, that were hard-linked into [`Draft::own_files`] from `from`, a layer of one tree with the same paths.
     pub fn took_over<'a>(&mut self, from: &Layer, files: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<()> {
         match from.stack()?.as_slice() {

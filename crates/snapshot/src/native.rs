@@ -124,6 +124,14 @@ impl Store {
     }
 }
 
+impl Draft {
+    /// Where what is written through the draft's mount lands: its own files, or the copy that stands in for a stack.
+    pub fn mounted(&self) -> PathBuf {
+        let whole = self.path().join(WHOLE);
+        if whole.exists() { whole.join("fs") } else { self.fs() }
+    }
+}
+
 fn ids(stack: &[TreeId]) -> String {
     stack.iter().map(TreeId::as_str).collect::<Vec<_>>().join(" ")
 }

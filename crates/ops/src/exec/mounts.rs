@@ -293,7 +293,7 @@ async fn cache(
 }
 
 fn committed(draft: Draft, stubs: &[PathBuf]) -> Result<Layer> {
-    stubs::remove(&draft.own_files(), stubs).context("failed to remove mount points")?;
+    stubs::remove(&draft.mounted_files(), stubs).context("failed to remove mount points")?;
     Ok(draft.commit()?)
 }
 
