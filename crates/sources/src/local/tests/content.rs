@@ -144,7 +144,7 @@ async fn many_tiny_files_are_asked_for_a_bounded_number_at_a_time() {
         assert_eq!(std::fs::read_to_string(dir.path().join(format!("{n:05}"))).unwrap(), format!("{n:05}"));
     }
     let most = most.await.unwrap();
-    assert!((1..=super::pace::FILES).contains(&most), "{most}");
+    assert!((1..=super::super::pace::FILES).contains(&most), "{most}");
 }
 
 #[tokio::test]
