@@ -163,63 +163,123 @@ fn steps_have_cgroups_where_one_is_delegated() {
     }
 }
 
-/// As a job of a CI runner: an ordinary user, an engine's default capabilities and mounts, seccomp unconfined.
+/// A container as engines make them for a job of a CI runner: their default capabilities and mounts, no seccomp filter.
+#[derive(Clone, Copy)]
+struct Engine {
+    user: u32,
+    /// newuidmap and newgidmap are there, as images for this purpose have them, and ids for them.
+    subordinate: bool,
+    /// In a user namespace that the engine made.
+    own_users: bool,
+    /// Parts of /proc and /sys are covered, unless the engine was told not to.
+    masked: bool,
+}
+
+const OF_A_USER: Engine = Engine { user: User::ID, subordinate: true, own_users: false, masked: true };
+const OF_ROOT: Engine = Engine { user: 0, subordinate: false, ..OF_A_USER };
+
+/// A script that builds with a daemon of these flags.
+fn with_daemon(home: &Home, flags: &str, build: &str) -> String {
+    format!(
+        "./kiln daemon --root {root} --addr unix://{root}.sock --idle-exit 1 {flags} 2> {root}.log & \
+         until ./kiln --addr unix://{root}.sock debug workers > /dev/null 2>&1 || ! kill -0 $!; do :; done; \
+         ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin {build}; code=$?; \
+         kill $!; wait $!; cat {root}.log; exit $code",
+        root = home.path("root").display()
+    )
+}
+
 #[test]
 fn in_a_container_of_an_engine_the_flag_that_helps_is_named() {
     let home = Home::new(&IDENTITIES.replace("test $(ls -d /proc/[0-9]* | wc -l) -lt 5", "true"));
-    let root = home.path("root");
-    let daemon = |flags: &str| {
-        format!(
-            "./kiln daemon --root {root} --addr unix://{root}.sock --idle-exit 1 {flags} 2> {root}.log & \
-             until ./kiln --addr unix://{root}.sock debug workers > /dev/null 2>&1 || ! kill -0 $!; do :; done; \
-             ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin -o type=oci,dest=out.tar context; code=$?; \
-             kill $!; wait $!; cat {root}.log; exit $code",
-            root = root.display()
-        )
-    };
-    let refused = in_container(&home, &daemon(""));
+    let refused = in_container(&home, OF_A_USER, &with_daemon(&home, "", "context"));
     assert!(!refused.0 && refused.1.contains("--oci-worker-no-process-sandbox"), "{}", refused.1);
-    let built = in_container(&home, &daemon("--oci-worker-no-process-sandbox"));
+    let build = with_daemon(&home, "--oci-worker-no-process-sandbox", "-o type=oci,dest=out.tar context");
+    let built = in_container(&home, OF_A_USER, &build);
     assert!(built.0 && built.1.contains("ids 0 2"), "{}", built.1);
     assert!(home.path("out.tar").is_file());
 }
 
+/// What a CI job does, as whoever its image makes it.
+#[test]
+fn in_a_container_of_an_engine_the_example_is_built_and_pushed() {
+    let registry = testkit::Registry::start();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("examples/hello");
+    let flag = "--oci-worker-no-process-sandbox";
+    let engines = [
+        ("user", OF_A_USER, flag),
+        ("user-alone", Engine { subordinate: false, ..OF_A_USER }, flag),
+        ("user-unmasked", Engine { masked: false, ..OF_A_USER }, ""),
+        ("root", OF_ROOT, flag),
+        ("root-unmasked", Engine { masked: false, ..OF_ROOT }, ""),
+        ("root-of-own-users", Engine { own_users: true, ..OF_ROOT }, flag),
+        ("user-of-own-users", Engine { user: 1000, subordinate: false, own_users: true, masked: true }, flag),
+    ];
+    for (name, engine, flags) in engines {
+        let home = Home::new(&fs::read_to_string(example.join("Dockerfile")).unwrap());
+        fs::copy(example.join("greet.sh"), home.path("context/greet.sh")).unwrap();
+        let image = format!("{}/{name}:latest", registry.host());
+        let build = with_daemon(&home, flags, &format!("-o type=image,name={image},push=true context"));
+        let (succeeded, said) = in_container(&home, engine, &build);
+        assert!(succeeded, "{name}: {said}");
+        assert!(!registry.manifest(name, "latest")["layers"].as_array().unwrap().is_empty());
+    }
+}
+
 /// Whether the script succeeds in a container of runc, and what it prints.
-fn in_container(home: &Home, script: &str) -> (bool, String) {
+fn in_container(home: &Home, engine: Engine, script: &str) -> (bool, String) {
     let bundle = tempfile::tempdir().unwrap();
+    let root = bundle.path().join("rootfs");
+    fs::create_dir(&root).unwrap();
     let bind = |from: &Path, to: &str, mode: &str| json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", mode]});
     let virtual_fs = |to: &str, kind: &str, options: &[&str]| json!({"destination": to, "type": kind, "source": kind, "options": options});
     let work: String = home.path("").to_str().unwrap().trim_end_matches('/').to_owned();
-    let config: Value = json!({
+    let capabilities = match engine.user {
+        0 => json!({"bounding": ENGINE_CAPABILITIES, "permitted": ENGINE_CAPABILITIES, "effective": ENGINE_CAPABILITIES}),
+        _ => json!({"bounding": ENGINE_CAPABILITIES}),
+    };
+    let mut config: Value = json!({
         "ociVersion": "1.0.2",
         "process": {
-            "user": {"uid": User::ID, "gid": User::ID},
+            "user": {"uid": engine.user, "gid": engine.user},
             "args": ["sh", "-c", script],
-            "env": [format!("PATH={}", std::env::var("PATH").unwrap()), format!("HOME={work}"), "USER=somebody"],
+            "env": [format!("PATH={}", std::env::var("PATH").unwrap()), format!("HOME={work}")],
             "cwd": work,
-            "capabilities": {"bounding": ENGINE_CAPABILITIES},
+            "capabilities": capabilities,
         },
         "root": {"path": "rootfs"},
         "mounts": [
+            bind(Path::new("/etc"), "/etc", "ro"),
             virtual_fs("/proc", "proc", &["nosuid", "noexec", "nodev"]),
             virtual_fs("/dev", "tmpfs", &["nosuid", "mode=755"]),
             virtual_fs("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]),
-            virtual_fs("/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-            bind(&home.path("ids"), "/etc/subuid", "ro"),
-            bind(&home.path("ids"), "/etc/subgid", "ro"),
-            bind(&home.path("passwd"), "/etc/passwd", "ro"),
+            // The registry is on the host's loopback interface.
+            bind(Path::new("/sys"), "/sys", "ro"),
+            virtual_fs("/tmp", "tmpfs", &["mode=1777"]),
         ],
-        "linux": {
-            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}],
-            "maskedPaths": ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"],
-            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-        },
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]},
     });
-    let mut config = config;
+    if engine.masked {
+        config["linux"]["maskedPaths"] =
+            json!(["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"]);
+        config["linux"]["readonlyPaths"] = json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+    }
+    // Whoever it is, the home is theirs.
+    if engine.own_users {
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        let (others, count) = if engine.user == 0 { (1, 65_536) } else { (0, engine.user) };
+        let map = json!([
+            {"containerID": engine.user, "hostID": User::ID, "size": 1},
+            {"containerID": others, "hostID": 200_000, "size": count},
+        ]);
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map;
+        // The engine's images are shifted like that.
+        let top = if engine.user == 0 { User::ID } else { 200_000 };
+        std::os::unix::fs::chown(&root, Some(top), Some(top)).unwrap();
+    }
     let mounts = config["mounts"].as_array_mut().unwrap();
-    mounts.insert(0, bind(Path::new("/etc"), "/etc", "ro"));
-    let root = bundle.path().join("rootfs");
-    fs::create_dir(&root).unwrap();
+    fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o755)).unwrap();
     for name in ["usr", "bin", "sbin", "lib", "lib64"].map(|name| Path::new("/").join(name)) {
         match fs::read_link(&name) {
             Ok(target) => std::os::unix::fs::symlink(target, root.join(name.strip_prefix("/").unwrap())).unwrap(),
@@ -228,16 +288,23 @@ fn in_container(home: &Home, script: &str) -> (bool, String) {
         }
     }
     mounts.push(bind(&home.path(""), &work, "rw"));
-    // As images for this purpose have them: with file capabilities in the place of the setuid bit.
-    for (name, capability) in [("newuidmap", 7), ("newgidmap", 6)] {
-        let copy = bundle.path().join(name);
-        fs::copy(Path::new("/usr/bin").join(name), &copy).unwrap();
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-        // capabilities(7): revision 2, effective; permitted and inheritable, low and high.
-        let words: [u32; 5] = [0x0200_0001, 1 << capability, 0, 0, 0];
-        let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        rustix::fs::setxattr(&copy, "security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
-        mounts.push(bind(&copy, &format!("/usr/bin/{name}"), "ro"));
+    if engine.subordinate {
+        mounts.extend([
+            bind(&home.path("ids"), "/etc/subuid", "ro"),
+            bind(&home.path("ids"), "/etc/subgid", "ro"),
+            bind(&home.path("passwd"), "/etc/passwd", "ro"),
+        ]);
+        // With file capabilities in the place of the setuid bit.
+        for (name, capability) in [("newuidmap", 7), ("newgidmap", 6)] {
+            let copy = bundle.path().join(name);
+            fs::copy(Path::new("/usr/bin").join(name), &copy).unwrap();
+            fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+            // capabilities(7): revision 2, effective; permitted and inheritable, low and high.
+            let words: [u32; 5] = [0x0200_0001, 1 << capability, 0, 0, 0];
+            let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            rustix::fs::setxattr(&copy, "security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
+            mounts.push(bind(&copy, &format!("/usr/bin/{name}"), "ro"));
+        }
     }
     fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
     let name = format!("kiln-test-{}-{}", std::process::id(), bundle.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.'));

@@ -1,7 +1,9 @@
-//! How an ordinary user's daemon becomes root of a user namespace of its own.
+//! How the daemon of an ordinary user, or of a root that may not mount, becomes root of a user namespace of its own.
 //!
 //! With subordinate ids (`/etc/subuid`, `/etc/subgid`) and the setuid programs of the uidmap package, the namespace has the user as 0 and its
 //! subordinate ids from 1 on. Without them it has one id, which is root inside; files that an image gives to others are root's then.
+//!
+//! Root without CAP_SYS_ADMIN, as in a container of an engine, has all ids there are for itself, and they stay what they are.
 //!
 //! The process stays the same one: it enters the namespace, a child that stayed outside writes the maps, and the program is executed
 //! again, now with all capabilities over what the namespace owns.
@@ -37,10 +39,28 @@ pub fn in_user_namespace() -> bool {
     !is_whole(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
 }
 
+/// Whether this process may mount, and whatever else a daemon does.
+pub fn is_privileged() -> bool {
+    let capabilities = rustix::thread::capabilities(None);
+    rustix::process::geteuid().is_root() && capabilities.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+}
+
 /// Whether the user namespace of this process has one user only, as [`enter`] makes it without subordinate ids.
 pub fn has_one_id() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().nth(2) == Some("1") && map.lines().count() == 1
+}
+
+/// A map of a namespace's ids to themselves, made of its own map. The machine's whole range is in two parts: in one it would tell whoever
+/// looks that this is no user namespace.
+pub(crate) fn same_ids(map: &str) -> String {
+    let lines = map.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(|fields| fields.len() == 3);
+    lines
+        .map(|fields| match fields[..] {
+            ["0", _, "4294967295"] => "0 0 1\n1 1 4294967294\n".to_owned(),
+            _ => format!("{} {} {}\n", fields[0], fields[0], fields[2]),
+        })
+        .collect()
 }
 
 fn is_whole(map: &str) -> bool {
@@ -52,8 +72,8 @@ fn is_whole(map: &str) -> bool {
 pub fn enter(args: &[OsString], set: &[(&str, OsString)]) -> Result<Infallible, RootlessError> {
     let io = |action| move |source| RootlessError::Io { action, source };
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let ranges = Ranges::of_user(uid, gid);
-    let mapper = ranges.as_ref().map(Mapper::start).transpose().map_err(io("start a process that maps ids"))?;
+    let maps = if uid == 0 { Some(Maps::Same) } else { Ranges::of_user(uid, gid).map(Maps::Subordinate) };
+    let mapper = maps.as_ref().map(Mapper::start).transpose().map_err(io("start a process that maps ids"))?;
     sys::new_user_namespace().map_err(|error| RootlessError::Forbidden { advice: advice(&error, Path::new("/proc")), error })?;
     if let Err(why) = mapper.map_or_else(|| Err(missing_ranges(uid)), Mapper::finish) {
         eprintln!("warning: {why}; all files and processes of steps belong to one user, and steps cannot become another");
@@ -85,6 +105,13 @@ fn map_one(uid: u32, gid: u32) -> io::Result<()> {
 }
 
 /// What the namespace's ids are outside.
+enum Maps {
+    Subordinate(Ranges),
+    /// What they are inside. For root, who may have that.
+    Same,
+}
+
+/// Ids for an ordinary user.
 #[derive(Debug, PartialEq, Eq)]
 struct Ranges {
     users: Vec<[u32; 3]>,
@@ -156,14 +183,14 @@ struct Mapper {
 }
 
 impl Mapper {
-    fn start(ranges: &Ranges) -> io::Result<Self> {
+    fn start(maps: &Maps) -> io::Result<Self> {
         let ((wait, go), (answer, say)) = (pipe()?, pipe()?);
         let own = rustix::process::getpid().as_raw_nonzero().get();
         if let Some(process) = sys::clone_process(0, None, false)? {
             return Ok(Self { process, go, answer });
         }
         drop((go, answer));
-        let outcome = map_from_outside(own, ranges, wait);
+        let outcome = map_from_outside(own, maps, wait);
         let _ = { say }.write_all(outcome.err().unwrap_or_default().as_bytes());
         std::process::exit(0)
     }
@@ -185,11 +212,15 @@ fn pipe() -> io::Result<(fs::File, fs::File)> {
     Ok((read.into(), write.into()))
 }
 
-fn map_from_outside(pid: i32, ranges: &Ranges, mut wait: fs::File) -> Result<(), String> {
+fn map_from_outside(pid: i32, maps: &Maps, mut wait: fs::File) -> Result<(), String> {
     if wait.read(&mut [0]).map_err(|e| e.to_string())? == 0 {
         // It did not come to that.
         return Ok(());
     }
+    let ranges = match maps {
+        Maps::Subordinate(ranges) => ranges,
+        Maps::Same => return map_same(pid),
+    };
     for (program, map) in ranges.programs.iter().zip([&ranges.users, &ranges.groups]) {
         let numbers = map.iter().flatten().map(ToString::to_string);
         let output = Command::new(program).arg(pid.to_string()).args(numbers).stdin(Stdio::null()).output();
@@ -199,6 +230,18 @@ fn map_from_outside(pid: i32, ranges: &Ranges, mut wait: fs::File) -> Result<(),
             let hint = no_new_privileges(Path::new("/proc")).unwrap_or_else(|| without_admin(&said));
             return Err(format!("{} failed: {}{hint}", program.display(), said.trim()));
         }
+    }
+    Ok(())
+}
+
+fn map_same(pid: i32) -> Result<(), String> {
+    for name in ["uid_map", "gid_map"] {
+        let own = fs::read_to_string(format!("/proc/self/{name}"));
+        own.and_then(|own| fs::write(format!("/proc/{pid}/{name}"), same_ids(&own))).map_err(|error| {
+            format!(
+                "root's {name} cannot be written ({error}); it takes CAP_SETUID, CAP_SETGID and CAP_SETFCAP, which engines give unless told not to"
+            )
+        })?;
     }
     Ok(())
 }
@@ -266,6 +309,13 @@ mod tests {
     #[test]
     fn the_user_is_root_and_the_rest_follows() {
         assert_eq!(id_map(1000, &[(100_000, 65_536), (300_000, 10)]), [[0, 1000, 1], [1, 100_000, 65_536], [65_537, 300_000, 10]]);
+    }
+
+    #[test]
+    fn ids_may_stay_what_they_are() {
+        assert_eq!(same_ids("         0          0 4294967295\n"), "0 0 1\n1 1 4294967294\n");
+        assert_eq!(same_ids("         0       1000          1\n         1     100000      65536\n"), "0 0 1\n1 1 65536\n");
+        assert!(!is_whole(&same_ids("0 0 4294967295")));
     }
 
     #[test]

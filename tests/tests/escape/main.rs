@@ -1,10 +1,10 @@
 //! What strangers' code might try to get out of a step, or to have the daemon do outside of it; all of it fails, for root's daemon as for an
-//! ordinary user's.
+//! ordinary user's, and whichever runtime makes the container.
 //!
 //! `probe.rs` is the part that runs inside. Here are the ways that lead through the builder: links in images, caches and contexts, paths that
 //! climb, descriptors as paths, races, privileges that nobody granted.
 //!
-//! Needs root, Debian's busybox-static, and the toolchain that these tests were built with (for the probe).
+//! Needs root, runc, crun, Debian's busybox-static, and the toolchain that these tests were built with (for the probe).
 #![allow(clippy::unwrap_used)]
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -19,6 +19,8 @@ const DECOY: &str = "of-the-image";
 
 struct House {
     daemon: Daemon,
+    /// Containers are made by an OCI runtime.
+    other_runtime: bool,
     dir: tempfile::TempDir,
     /// On the host, for everybody to read: what a step must not reach.
     outside: PathBuf,
@@ -39,7 +41,7 @@ impl House {
         for path in [dir.path(), &outside, &outside.join("tool"), &outside.join("kept"), &outside.join("kept/empty")] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
         }
-        Self { daemon, dir, outside }
+        Self { daemon, other_runtime: false, dir, outside }
     }
 
     fn context(&self) -> PathBuf {
@@ -119,7 +121,14 @@ impl Drop for Bystander {
     }
 }
 
-macro_rules! for_both {
+/// With a daemon of root whose steps are made by that runtime.
+fn with_runtime(name: &str) -> House {
+    let path = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|dir| dir.join(name)).find(|path| path.is_file());
+    let binary = path.unwrap_or_else(|| panic!("{name} is not installed"));
+    House { other_runtime: true, ..House::new(Daemon::start(&["--oci-worker-binary", binary.to_str().unwrap()])) }
+}
+
+macro_rules! for_all {
     ($($name:ident)*) => {
         mod rootful {
             $(#[test] fn $name() { super::$name(&super::House::new(testkit::Daemon::start(&[]))) })*
@@ -127,10 +136,16 @@ macro_rules! for_both {
         mod rootless {
             $(#[test] fn $name() { super::$name(&super::House::new(testkit::Daemon::start_rootless(&[]))) })*
         }
+        mod with_runc {
+            $(#[test] fn $name() { super::$name(&super::with_runtime("runc")) })*
+        }
+        mod with_crun {
+            $(#[test] fn $name() { super::$name(&super::with_runtime("crun")) })*
+        }
     };
 }
 
-for_both! {
+for_all! {
     the_kernel_refuses
     masks_hold_whatever_is_mounted_beside_them
     links_are_followed_inside
@@ -159,15 +174,20 @@ fn the_kernel_refuses(house: &House) {
 
 /// CVE-2025-31133 and CVE-2025-52565: what is bound over a masked path, or as the console, is not taken from where a user may have put a link.
 fn masks_hold_whatever_is_mounted_beside_them(house: &House) {
-    let (success, said) = house.build(
-        "RUN --mount=type=cache,id=dev,target=/c cd /c; for n in null console ptmx pts/ptmx; do mkdir -p pts; ln -s /proc/sys/kernel/core_pattern $n; done
-RUN --mount=type=cache,id=dev,target=/dev [\"/probe\", \"masks\"]
-RUN --mount=type=tmpfs,target=/proc/acpi --mount=type=tmpfs,target=/sys/firmware [\"/probe\", \"masks\"]
-RUN rm -rf /proc /sys; ln -s /p /proc; ln -s /s /sys; mkdir -p /p /s
-RUN [\"/probe\", \"masks\"]
-",
-    );
-    assert!(success, "{said}");
+    let plant = "RUN --mount=type=cache,id=dev,target=/c cd /c; for n in null console ptmx pts/ptmx; do mkdir -p pts; ln -s /proc/sys/kernel/core_pattern $n; done\n";
+    let over_dev = format!("{plant}RUN --mount=type=cache,id=dev,target=/dev [\"/probe\", \"masks\"]\n");
+    let beside = "RUN --mount=type=tmpfs,target=/proc/acpi --mount=type=tmpfs,target=/sys/firmware [\"/probe\", \"masks\"]\n";
+    let links = "RUN rm -rf /proc /sys; ln -s /p /proc; ln -s /s /sys; mkdir -p /p /s\nRUN [\"/probe\", \"masks\"]\n";
+    if house.other_runtime {
+        // What such a runtime cannot do safely it is not asked to do, or does not do.
+        house.refuses(&over_dev, "cannot mount over /dev");
+        house.build(beside);
+        house.build(links);
+        assert!(house.build("RUN [\"/probe\", \"masks\"]\n").0);
+    } else {
+        let (success, said) = house.build(&(over_dev + beside + links));
+        assert!(success, "{said}");
+    }
 }
 
 /// Symlinks that are absolute or climb, in images, caches and contexts: CVE-2024-23651 and its like.

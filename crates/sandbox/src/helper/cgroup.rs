@@ -234,6 +234,22 @@ impl Cgroups {
         Ok(group)
     }
 
+    /// Which devices a container may use that somebody else made, with the cgroup `path`.
+    pub fn guard_devices(&self, path: &str, more: &[DeviceNode]) -> Outcome<()> {
+        let (path, action) = (path.trim_start_matches('/'), || format!("decide over the devices of cgroup {path}"));
+        match (&self.layout, self.with("devices")) {
+            (Layout::V1, Some(hierarchy)) => devices::restrict(&hierarchy.mount.join(path), more).tried(action),
+            (Layout::V2 { .. }, _) => {
+                let Some(unified) = self.hierarchies.first() else { return Ok(()) };
+                let dir = super::path::open_dir(&unified.mount.join(path)).tried(action)?;
+                let program = devices::program(more).tried(action)?;
+                // Theirs stays: a device must please both.
+                sys::attach_device_program(dir.as_fd(), program.as_fd()).tried(action)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A devices cgroup for one container, which may use more than others.
     fn own_devices(&self, path: &str, more: &[DeviceNode], group: &mut Group) -> Outcome<()> {
         let Some(hierarchy) = self.with("devices") else { return Ok(()) };

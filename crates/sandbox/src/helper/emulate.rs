@@ -12,6 +12,7 @@ use super::path::{open_dir, open_in};
 use super::{Failed, Outcome, Try as _};
 use crate::emulation::Emulator;
 use crate::link::Spec;
+use crate::rootless::same_ids;
 use crate::{link, sys};
 
 /// Where the kernel shows what is registered.
@@ -32,22 +33,10 @@ pub(super) fn map_ids(peer: &OwnedFd, pid: i32) -> Outcome<()> {
     let Ok(Some(((), _))) = link::receive::<()>(peer, &mut buffer) else { return Ok(()) };
     let write = |name: &str| {
         let map = fs::read_to_string(format!("/proc/self/{name}"))?;
-        fs::write(format!("/proc/{pid}/{name}"), same(&map))
+        fs::write(format!("/proc/{pid}/{name}"), same_ids(&map))
     };
     write("uid_map").and_then(|()| write("gid_map")).tried(|| "map ids for an emulator")?;
     link::send(peer, &(), &[]).tried(|| "tell of the mapped ids")
-}
-
-/// A map of a namespace's ids to themselves. The machine's whole range is in two parts: in one it would tell whoever looks, as runtimes do,
-/// that this is no user namespace.
-fn same(map: &str) -> String {
-    let lines = map.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).filter(|fields| fields.len() == 3);
-    lines
-        .map(|fields| match fields[..] {
-            ["0", _, "4294967295"] => "0 0 1\n1 1 4294967294\n".to_owned(),
-            _ => format!("{} {} {}\n", fields[0], fields[0], fields[2]),
-        })
-        .collect()
 }
 
 /// The emulator as a file, to be opened where the host's files are in sight.
@@ -100,15 +89,4 @@ fn mount() -> Result<OwnedFd, Errno> {
     rustix::mount::fsconfig_create(context.as_fd())?;
     let hidden = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, hidden)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_stay_what_they_are() {
-        assert_eq!(same("         0          0 4294967295\n"), "0 0 1\n1 1 4294967294\n");
-        assert_eq!(same("         0       1000          1\n         1     100000      65536\n"), "0 0 1\n1 1 65536\n");
-    }
 }

@@ -54,6 +54,11 @@ pub(crate) fn start(
     }
     let mut bound = vec![of_ours(&resolv, "/etc/resolv.conf"), of_ours(&hosts, "/etc/hosts")];
     for (dest, source, readonly) in sources {
+        if !spec.insecure && ["/dev", "/dev/null"].contains(&dest.as_str()) {
+            // CVE-2025-31133 and its like.
+            let why = "covers what is masked with what it finds there, so a step may not replace it; the built-in sandbox allows that";
+            return Err(Failed::plain(format!("cannot mount over {dest}: {} {why}", oci.binary.display())));
+        }
         let mut options = vec!["rbind"];
         options.extend(readonly.then_some("ro"));
         bound.retain(|earlier| earlier.dest != dest);
@@ -87,6 +92,10 @@ pub(crate) fn start(
     let started = run.detached(0, "create", files, daemon, |command| {
         command.arg("--bundle").arg(&bundle);
     })?;
+    if ids == Ids::All && !spec.insecure {
+        // Runtimes let in more devices than those asked for.
+        cgroups.guard_devices(&spec.cgroup, &spec.devices)?;
+    }
     link::send(daemon, &Report::Started { number: 0, stubs }, &[]).tried(|| "report the start")?;
     match run.command("start").arg(&run.id).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status() {
         Ok(status) if status.success() => Ok((run, started)),
