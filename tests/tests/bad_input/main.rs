@@ -1,6 +1,7 @@
 //! What clients and registries should never send: each is refused with an error that names it, and the daemon builds on.
 #![allow(clippy::unwrap_used)]
 mod client;
+mod containers;
 mod definitions;
 mod depth;
 mod files;

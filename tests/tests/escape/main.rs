@@ -153,6 +153,7 @@ for_all! {
     nothing_is_made_or_removed_outside
     descriptors_of_the_helper_lead_nowhere
     a_race_for_a_mount_stays_inside
+    writes_of_the_helper_go_to_the_kernel
     privileges_need_a_grant
     networks_without_the_host_show_nothing_of_it
 }
@@ -283,6 +284,23 @@ fn descriptors_of_the_helper_lead_nowhere(house: &House) {
             house.build(&format!("RUN printf '#!/proc/self/exe\\n' > /s; chmod 755 /s\nRUN [\"{program}\", \"kernel\"]\n"));
         assert!(!success, "{said}");
     }
+}
+
+/// CVE-2025-52881 and its like: what the helper writes about a process to /proc is not to go to a file that the step's mounts put there.
+fn writes_of_the_helper_go_to_the_kernel(house: &House) {
+    let fake = "for d in self thread-self self/attr/apparmor thread-self/attr/apparmor 1 sys/kernel; do mkdir -p /c/$d; done; \
+        for f in self/attr/exec thread-self/attr/exec self/attr/apparmor/exec self/setgroups self/uid_map self/gid_map self/oom_score_adj \
+        thread-self/attr/apparmor/exec sys/kernel/core_pattern; do echo untouched > /c/$f; chmod 666 /c/$f; done";
+    let (success, said) = house.build(&format!(
+        "RUN --mount=type=cache,id=proc,target=/c {fake}
+RUN --mount=type=cache,id=proc,target=/proc ln -sfn /proc/sys/kernel /proc/link; true
+USER 1:1
+RUN --mount=type=cache,id=proc,target=/proc true
+USER 0
+RUN --mount=type=cache,id=proc,target=/c test -z \"$(find /c -type f | xargs grep -L untouched)\"
+"
+    ));
+    assert!(success, "{said}");
 }
 
 /// A step swaps a directory of a shared cache for a link, again and again, while others mount it.
