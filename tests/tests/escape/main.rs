@@ -291,15 +291,15 @@ fn writes_of_the_helper_go_to_the_kernel(house: &House) {
     let fake = "for d in self thread-self self/attr/apparmor thread-self/attr/apparmor 1 sys/kernel; do mkdir -p /c/$d; done; \
         for f in self/attr/exec thread-self/attr/exec self/attr/apparmor/exec self/setgroups self/uid_map self/gid_map self/oom_score_adj \
         thread-self/attr/apparmor/exec sys/kernel/core_pattern; do echo untouched > /c/$f; chmod 666 /c/$f; done";
-    let (success, said) = house.build(&format!(
-        "RUN --mount=type=cache,id=proc,target=/c {fake}
-RUN --mount=type=cache,id=proc,target=/proc ln -sfn /proc/sys/kernel /proc/link; true
-USER 1:1
-RUN --mount=type=cache,id=proc,target=/proc true
-USER 0
-RUN --mount=type=cache,id=proc,target=/c test -z \"$(find /c -type f | xargs grep -L untouched)\"
-"
-    ));
+    let (success, said) = house.build(&format!("RUN --mount=type=cache,id=proc,target=/c {fake}\n"));
+    assert!(success, "{said}");
+    // Some runtimes refuse such a mount, which is as good.
+    for user in ["0", "1:1"] {
+        house.build(&format!("USER {user}\nRUN --mount=type=cache,id=proc,target=/proc true\n"));
+    }
+    let (success, said) = house.build(
+        "RUN --mount=type=cache,id=proc,target=/c test $(find /c -type f | xargs cat | sort | uniq -c | xargs | tr ' ' -) = 9-untouched\n",
+    );
     assert!(success, "{said}");
 }
 
