@@ -118,6 +118,6 @@ fn two_thousand_lines() {
     let file = instruction::parse(&document, &Linter::silent()).unwrap();
     assert_eq!(file.stages[0].instructions.len(), 2_000);
     let (vertices, _) = outcome(&text).unwrap();
-    // The image, its trigger, the context, and two steps in four lines.
-    assert_eq!(vertices.len(), 1_003);
+    // The image, its two triggers, the context, and two steps in four lines.
+    assert_eq!(vertices.len(), 1_004);
 }
