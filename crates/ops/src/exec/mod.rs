@@ -143,6 +143,7 @@ impl Exec {
         }
         process.groups = extras.groups.clone();
         let outcome = self.supervise(container, process, reporter, cancel, request.proxied.as_ref().zip(behind)).await;
+        prepared.hang_up().await;
         if let Some(trusted) = trusted {
             prepared.distrust(trusted)?;
         }

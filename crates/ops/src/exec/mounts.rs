@@ -47,7 +47,7 @@ enum Backing {
     },
     /// Kept alive for as long as the process runs.
     Socket {
-        _forward: Forward,
+        forward: Forward,
     },
     Nothing,
 }
@@ -67,6 +67,15 @@ pub struct Prepared {
 type Cells = Vec<(String, Option<LayerId>, Arc<Cell>)>;
 
 impl Prepared {
+    /// Once no process is left: what they reached at the client is closed there when this resolves.
+    pub async fn hang_up(&self) {
+        for backing in &self.backings {
+            if let Backing::Socket { forward } = backing {
+                forward.finish().await;
+            }
+        }
+    }
+
     pub async fn new(exec: &Exec, wanted: &Wanted<'_>) -> Result<Self> {
         let count = wanted.mounts.len();
         let mut order: Vec<usize> = (0..count).collect();
@@ -137,7 +146,7 @@ impl Prepared {
                         let source =
                             MountSource::Socket { path: forward.path().to_owned(), uid: opt.uid, gid: opt.gid, mode: opt.mode & 0o777 };
                         self.mounts.push(Mount { dest, source, readonly: false });
-                        self.backings[index] = Backing::Socket { _forward: forward };
+                        self.backings[index] = Backing::Socket { forward };
                     }
                     None if opt.optional => {}
                     None => return Err(Fault::new(Kind::NotFound, format!("no SSH key {:?} forwarded from the client", opt.id))),
