@@ -25,6 +25,27 @@ fn rootless() {
     house.leaves_nothing();
 }
 
+/// Bridges of the machine's own network, whose links and tables are looked at, too.
+#[test]
+fn bridged() {
+    let name = format!("kilnl{}", std::process::id());
+    let mut house = House::new(Daemon::start(&[
+        "--oci-worker-net=bridge",
+        "--oci-worker-bridge-name",
+        &name,
+        "--oci-worker-bridge-subnet=10.79.0.0/24",
+    ]));
+    house.leaves_nothing();
+    house.daemon.stop();
+    let links = Command::new("ip").args(["-o", "link"]).output().expect("iproute2 is installed");
+    assert!(!String::from_utf8_lossy(&links.stdout).contains(&name), "the bridge is left");
+}
+
+#[test]
+fn without_a_network() {
+    House::new(Daemon::start(&["--oci-worker-net=none"])).leaves_nothing();
+}
+
 /// What a daemon has beyond itself.
 #[derive(Debug, PartialEq, Eq)]
 struct Traces {

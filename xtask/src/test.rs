@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::{Outcome, debian, run};
 
 /// (program, by name or path; Debian package)
-const COMPONENTS: [(&str, &str); 21] = [
+const COMPONENTS: [(&str, &str); 23] = [
     ("busybox", "busybox-static"),
     ("runc", "runc"),
     ("crun", "crun"),
@@ -17,6 +17,8 @@ const COMPONENTS: [(&str, &str); 21] = [
     ("git", "git"),
     ("ip", "iproute2"),
     ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("pasta", "passt"),
+    ("slirp4netns", "slirp4netns"),
     ("openssl", "openssl"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),

@@ -44,9 +44,12 @@ impl SandboxError {
         let kind = Kind::of_io(&error);
         let mut reason = crate::helper::describe(&error);
         if error.raw_os_error() == Some(libc::EPERM) {
-            reason.push_str(
-                " (that takes CAP_NET_ADMIN over the network that the daemon is in: run it as root, or set networkMode to \"host\")",
-            );
+            reason.push_str(if crate::rootless::in_user_namespace() {
+                " (the network that the daemon is in belongs to the machine: give steps one of their own with --rootless-net=pasta \
+                 (Debian's package passt) or --rootless-net=slirp4netns, or set networkMode to \"host\")"
+            } else {
+                " (that takes CAP_NET_ADMIN over the network that the daemon is in: run it as root, or set networkMode to \"host\")"
+            });
         }
         Self::Network { action, reason, kind }
     }

@@ -55,8 +55,6 @@ pub(crate) struct Labels {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SpecNetwork {
     Host,
-    /// A new one, with a loopback interface.
-    Alone,
     /// One that was made; its descriptor follows the memory file.
     Given,
 }

@@ -29,6 +29,8 @@ pub struct Dns {
 pub(crate) struct Names {
     dir: PathBuf,
     dns: Dns,
+    /// Stands in for the host's name servers, which cannot be reached.
+    nameserver: Option<IpAddr>,
     /// For each file made: its name and the host's file it was made from, with that one's time.
     made: Mutex<Vec<(&'static str, PathBuf, Option<SystemTime>)>>,
 }
@@ -55,13 +57,13 @@ impl Drop for HostsFile {
 }
 
 impl Names {
-    pub fn open(dir: &Path, dns: Dns) -> Result<Self, SandboxError> {
+    pub fn open(dir: &Path, dns: Dns, nameserver: Option<IpAddr>) -> Result<Self, SandboxError> {
         for address in &dns.nameservers {
             parse_address(address).ok_or_else(|| SandboxError::Nameserver { address: address.clone() })?;
         }
         let shared = dir.join("hosts");
         write(&shared, &hosts(DEFAULT_HOSTNAME, &[]))?;
-        Ok(Self { dir: dir.to_owned(), dns, made: Mutex::default() })
+        Ok(Self { dir: dir.to_owned(), dns, nameserver, made: Mutex::default() })
     }
 
     pub fn hosts(&self, container: &Container) -> Result<HostsFile, SandboxError> {
@@ -88,7 +90,11 @@ impl Names {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             text => text.map_err(SandboxError::io(format!("read {}", entry.1.display())))?,
         };
-        write(&path, &Resolver::parse(&text).with(&self.dns, host).to_string())?;
+        let mut resolver = Resolver::parse(&text);
+        if let Some(address) = self.nameserver {
+            resolver.nameservers = vec![address.to_string()];
+        }
+        write(&path, &resolver.with(&self.dns, host).to_string())?;
         made.retain(|(other, ..)| *other != name);
         made.push(entry);
         Ok(path)
@@ -104,7 +110,7 @@ fn source() -> PathBuf {
 fn hosts(hostname: &str, more: &[(String, IpAddr)]) -> String {
     let mut text = format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for (name, address) in more {
-        let _ = writeln!(text, "{address}\t{name}");
+        let _ = writeln!(text, "{}\t{name}", address.to_canonical());
     }
     text
 }
@@ -133,16 +139,14 @@ impl Resolver {
     fn parse(text: &str) -> Self {
         let mut parsed = Self::default();
         for line in text.lines() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with(['#', ';']) {
-                continue;
-            }
-            let mut words = line.split_whitespace().map(str::to_owned);
-            match words.next().as_deref() {
-                Some("nameserver") => parsed.nameservers.extend(words.next().filter(|address| parse_address(address).is_some())),
-                // The last one counts.
-                Some("search" | "domain") => parsed.search = words.collect(),
-                Some("options") => parsed.options.extend(words),
+            let mut words = line.split_whitespace().map(str::to_owned).peekable();
+            let Some(word) = words.next().filter(|_| !line.starts_with(['#', ';'])) else { continue };
+            match word.as_str() {
+                "nameserver" => parsed.nameservers.extend(words.next().and_then(|address| canonical(&address))),
+                // The last one that says something counts.
+                "search" | "domain" if words.peek().is_some() => parsed.search = words.collect(),
+                "search" | "domain" => {}
+                "options" => parsed.options.extend(words),
                 _ => parsed.other.push(line.to_owned()),
             }
         }
@@ -158,6 +162,10 @@ impl Resolver {
             if !replaced.is_empty() {
                 kept.clone_from(replaced);
             }
+        }
+        if !dns.search.is_empty() {
+            // It stands for no search at all.
+            self.search.retain(|domain| domain != ".");
         }
         if !host || self.nameservers.is_empty() {
             if !overridden {
@@ -186,6 +194,12 @@ impl std::fmt::Display for Resolver {
     }
 }
 
+/// In the shortest form.
+fn canonical(text: &str) -> Option<String> {
+    let zone = text.find('%').map_or("", |at| &text[at..]);
+    Some(format!("{}{zone}", parse_address(text)?))
+}
+
 /// An address may name the interface it is valid on.
 fn parse_address(text: &str) -> Option<IpAddr> {
     text.split('%').next()?.parse().ok()
@@ -209,19 +223,29 @@ mod tests {
         assert_eq!(made("", &Dns::default(), true), public);
     }
 
+    /// As upstream's parser of the file has it.
+    #[test]
+    fn what_is_not_understood_is_kept() {
+        let text = "search a\n\tsearch\nnameserver FE80:0::1%eth0\nnameserver x\n  sortlist 1.2.3.4 \n ; no comment\noptions\n#no\n";
+        let kept = "nameserver fe80::1%eth0\nsearch a\n  sortlist 1.2.3.4 \n ; no comment\n";
+        assert_eq!(made(text, &Dns::default(), false), kept);
+        let none = Dns { search: vec![".".into()], ..Dns::default() };
+        assert_eq!(made("nameserver 1.1.1.1\nsearch a b\n", &none, true), "nameserver 1.1.1.1\n");
+    }
+
     #[test]
     fn configured_servers_are_kept_whatever_they_are() {
         let dns = Dns { nameservers: vec!["127.0.0.1".into()], search: vec!["x".into()], options: Vec::new() };
         assert_eq!(made("nameserver 1.1.1.1\noptions a\n", &dns, false), "nameserver 127.0.0.1\nsearch x\noptions a\n");
         let dir = tempfile::tempdir().unwrap();
         let bad = Dns { nameservers: vec!["dns".into()], ..Dns::default() };
-        assert!(matches!(Names::open(dir.path(), bad), Err(SandboxError::Nameserver { address }) if address == "dns"));
+        assert!(matches!(Names::open(dir.path(), bad, None), Err(SandboxError::Nameserver { address }) if address == "dns"));
     }
 
     #[test]
     fn a_container_with_names_has_a_file_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
-        let names = Names::open(dir.path(), Dns::default()).unwrap();
+        let names = Names::open(dir.path(), Dns::default(), None).unwrap();
         let root = snapshot::MountSpec::Bind { path: "/".into(), readonly: true };
         let mut container = Container::new("c1", root);
         assert_eq!(names.hosts(&container).unwrap().path(), dir.path().join("hosts"));

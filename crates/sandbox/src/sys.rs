@@ -93,6 +93,20 @@ pub(crate) fn new_user_namespace() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?)
 }
 
+/// Moves this thread, which stops sharing its directories with others, into a new mount namespace.
+pub(crate) fn new_mount_namespace() -> io::Result<()> {
+    // SAFETY: CLONE_NEWNS and the CLONE_FS that it implies touch neither memory nor descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
+}
+
+/// Has the kernel kill the program when the thread ends that starts it.
+pub(crate) fn die_with_this_thread(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    let tie = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
+    // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(tie) };
+}
+
 /// Moves this thread into a new network namespace.
 pub(crate) fn new_network_namespace() -> io::Result<()> {
     // SAFETY: CLONE_NEWNET touches neither memory nor descriptors.
@@ -210,22 +224,6 @@ pub(crate) fn set_mount_attributes(mount: BorrowedFd<'_>, set: u64, recursive: b
     })
     .map(drop)
     .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
-}
-
-/// Brings the loopback interface of the current network namespace up.
-pub(crate) fn loopback_up() -> io::Result<()> {
-    // SAFETY: plain socket(2).
-    let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) }.into())?;
-    // SAFETY: just opened, owned by nothing else.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket as RawFd) };
-    // SAFETY: ifreq is plain data for which all zeroes is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }.into()).map(drop)
 }
 
 /// Puts a seccomp filter on this process. Without no-new-privileges this takes CAP_SYS_ADMIN.

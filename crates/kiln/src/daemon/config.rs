@@ -193,7 +193,7 @@ pub fn load(flags: Flags) -> Result<Config, String> {
         },
         cgroup_parent: oci.default_cgroup_parent.unwrap_or_default(),
         log_limits: log_limits()?,
-        program_path: std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        program_path: program_path(),
         program_proxy: program_proxy(),
         history: file.history.map_or_else(Retention::default, |table| Retention {
             age: table.max_age.map_or(Duration::ZERO, |age| age.0),
@@ -273,6 +273,11 @@ fn proxy() -> Proxy {
     let either = |name: &str| env(name).or_else(|| env(&name.to_lowercase()));
     let no_proxy = either("NO_PROXY").map(|list| list.split(',').map(|e| e.trim().to_owned()).collect()).unwrap_or_default();
     Proxy { http: either("HTTP_PROXY"), https: either("HTTPS_PROXY"), no_proxy }
+}
+
+/// Where programs are looked for.
+pub fn program_path() -> std::ffi::OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into())
 }
 
 /// As they stand in the environment: programs know them by these names.

@@ -184,6 +184,9 @@ pub struct WorkerTable {
     pub bridge_name: Option<String>,
     #[serde(rename = "bridgeSubnet")]
     pub bridge_subnet: Option<String>,
+    /// kiln's own.
+    #[serde(rename = "rootlessNet")]
+    pub rootless_net: Option<String>,
     #[serde(rename = "noProcessSandbox")]
     pub no_process_sandbox: bool,
     #[serde(rename = "apparmor-profile")]
@@ -212,6 +215,7 @@ impl WorkerTable {
             cni_pool_size: self.cni_pool_size,
             bridge_name: self.bridge_name.clone(),
             bridge_subnet: self.bridge_subnet.clone(),
+            rootless_net: self.rootless_net.clone(),
         }
     }
 

@@ -159,6 +159,7 @@ impl Flags {
             "oci-cni-pool-size" => self.network.cni_pool_size = Some(number(name, &value)?),
             "oci-worker-bridge-name" => self.network.bridge_name = Some(value),
             "oci-worker-bridge-subnet" => self.network.bridge_subnet = Some(value),
+            "rootless-net" => self.network.rootless_net = Some(value),
             "cdi-spec-dir" => self.cdi_dirs.push(value.into()),
             "oci-worker-apparmor-profile" => self.oci_apparmor_profile = Some(value),
             "oci-worker-binary" => self.oci_binary = Some(value.into()),
@@ -205,6 +206,8 @@ pub fn usage(program: &str) -> String {
   --oci-worker-bridge-name NAME, --oci-worker-bridge-subnet NETWORK
   --oci-cni-config-path FILE, --oci-cni-binary-dir DIR
   --oci-cni-pool-size N      network namespaces kept ready, of a bridge too
+  --rootless-net host|pasta|slirp4netns
+                             what a user's daemon connects its steps with
   --oci-worker-snapshotter auto|overlayfs|native
   --oci-worker-no-process-sandbox
                              without root: steps see the daemon's /proc

@@ -1,7 +1,9 @@
 //! Which network steps get: from flags, the file's worker table and the environment, as buildkitd reads them.
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use sandbox::network::{Bridge, Cni, Mode, Setup};
+use super::config::program_path;
+use sandbox::network::{Bridge, Carrier, Cni, Mode, Setup, Uplink};
 
 /// Keys of `[worker.oci]`, or the flags that say the same.
 #[derive(Debug, Default, Clone)]
@@ -12,6 +14,7 @@ pub struct NetworkTable {
     pub cni_pool_size: Option<usize>,
     pub bridge_name: Option<String>,
     pub bridge_subnet: Option<String>,
+    pub rootless_net: Option<String>,
 }
 
 impl NetworkTable {
@@ -24,6 +27,7 @@ impl NetworkTable {
             cni_pool_size: self.cni_pool_size.or(other.cni_pool_size),
             bridge_name: self.bridge_name.or(other.bridge_name),
             bridge_subnet: self.bridge_subnet.or(other.bridge_subnet),
+            rootless_net: self.rootless_net.or(other.rootless_net),
         }
     }
 
@@ -50,8 +54,33 @@ impl NetworkTable {
             "" | "auto" => Mode::Host,
             other => return Err(format!("invalid network mode: {other:?}")),
         };
-        Ok(Setup { mode, pool: self.cni_pool_size.unwrap_or(0), within: environment.detached.clone(), lock: environment.lock.clone() })
+        Ok(Setup {
+            mode,
+            pool: self.cni_pool_size.unwrap_or(0),
+            within: environment.detached.clone(),
+            uplink: uplink(self.rootless_net.as_deref().unwrap_or("host"), environment)?,
+            lock: environment.lock.clone(),
+        })
     }
+}
+
+/// The network that a user's daemon makes for its steps. The names are those of rootlesskit's `--net`.
+fn uplink(name: &str, environment: &Environment) -> Result<Option<Uplink>, String> {
+    let carrier = match name {
+        "" | "host" => return Ok(None),
+        "pasta" => Carrier::Pasta,
+        "slirp4netns" => Carrier::Slirp4netns,
+        other => return Err(format!("invalid rootless network {other:?}: host, pasta or slirp4netns is wanted")),
+    };
+    if environment.rootlesskit {
+        return Err(format!(
+            "--rootless-net={name} is for a daemon without rootlesskit, which makes the network here: start it with --net={name}"
+        ));
+    }
+    if !environment.user_namespace {
+        return Err(format!("--rootless-net={name} is for a daemon that an ordinary user starts: this one has the machine's network"));
+    }
+    Ok(Some(Uplink { carrier, search: environment.path.clone() }))
 }
 
 /// What the environment says of networks.
@@ -63,17 +92,27 @@ pub struct Environment {
     lock: Option<PathBuf>,
     /// The network that rootlesskit made beside the daemon's.
     detached: Option<PathBuf>,
+    /// The daemon was started by it.
+    rootlesskit: bool,
+    /// The daemon is root of one, and not of the machine.
+    user_namespace: bool,
+    /// Where programs are looked for.
+    path: OsString,
 }
 
 impl Environment {
     pub fn read() -> Self {
         let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let detached = get("ROOTLESSKIT_STATE_DIR").map(|dir| PathBuf::from(dir).join("netns"));
+        let rootlesskit = get("ROOTLESSKIT_STATE_DIR");
+        let detached = rootlesskit.as_ref().map(|dir| PathBuf::from(dir).join("netns"));
         Self {
             bridge_auto: get("BUILDKIT_NETWORK_BRIDGE_AUTO")
                 .is_some_and(|value| ["1", "t", "T", "true", "TRUE", "True"].iter().any(|yes| value == *yes)),
             lock: get("BUILDKIT_CNI_INIT_LOCK_PATH").map(Into::into),
             detached: detached.filter(|path| path.symlink_metadata().is_ok()),
+            rootlesskit: rootlesskit.is_some(),
+            user_namespace: sandbox::rootless::in_user_namespace(),
+            path: program_path(),
         }
     }
 }
@@ -110,5 +149,15 @@ mod tests {
         assert_eq!(mode(named("x"), false, &plain, Path::new("/")).unwrap_err(), "invalid network mode: \"x\"");
         let wrong = NetworkTable { bridge_subnet: Some("10.9.0.0".into()), ..named("bridge") };
         assert!(mode(wrong, false, &plain, Path::new("/")).unwrap_err().contains("bridge subnet"));
+    }
+
+    #[test]
+    fn a_network_of_its_own_is_for_a_users_daemon() {
+        let user = || Environment { user_namespace: true, path: "/bin".into(), ..Environment::default() };
+        assert_eq!(uplink("host", &user()), Ok(None));
+        assert_eq!(uplink("pasta", &user()), Ok(Some(Uplink { carrier: Carrier::Pasta, search: "/bin".into() })));
+        assert!(uplink("vpnkit", &user()).unwrap_err().contains("slirp4netns is wanted"));
+        assert!(uplink("pasta", &Environment { rootlesskit: true, ..user() }).unwrap_err().contains("--net=pasta"));
+        assert!(uplink("pasta", &Environment::default()).unwrap_err().contains("ordinary user"));
     }
 }

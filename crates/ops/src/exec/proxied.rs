@@ -30,7 +30,7 @@ impl Behind {
     /// `network` is where the proxy itself gets.
     pub async fn open(exec: &Exec, judge: Arc<dyn Judge>, network: &Network) -> Result<Self> {
         let outlet = Arc::new(Way(exec.networks.way_out(network).await?));
-        let (enclosure, listener) = Enclosure::make().await?;
+        let (enclosure, listener) = exec.networks.enclosure().await?;
         let address = listener.local_addr()?;
         let serving = exec.proxy.serve(listener, outlet, judge)?;
         Ok(Self { enclosure: Arc::new(enclosure), serving, address })

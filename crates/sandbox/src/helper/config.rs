@@ -55,7 +55,6 @@ impl Ids {
 /// `own_cgroups` asks for a cgroup namespace; `all` are the capabilities of an insecure process.
 pub(crate) fn config(spec: &Spec, user: &User, bound: &[Bound], own_cgroups: bool, all: u64, loops: u32, ids: Ids) -> Value {
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
-    namespaces.extend((spec.network == SpecNetwork::Alone).then_some("network"));
     namespaces.extend(own_cgroups.then_some("cgroup"));
     let namespaces: Vec<Value> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
     let mut linux = json!({
@@ -294,7 +293,7 @@ mod tests {
                 root_readonly: true,
                 mounts: Vec::new(),
                 hostname: "h".into(),
-                network: SpecNetwork::Alone,
+                network: SpecNetwork::Given,
                 insecure,
                 hosts: "/h".into(),
                 resolv: "/r".into(),

@@ -11,7 +11,7 @@ use super::mount::{clone_fd, put};
 use super::path::{Want, ensure, open_in};
 use super::user::User;
 use super::{Outcome, Try as _, confine, emulate, root};
-use crate::link::{self, Report, Spec, SpecNetwork};
+use crate::link::{self, Report, Spec};
 use crate::sys;
 
 /// Never returns: the process becomes the program, or says why not and exits.
@@ -54,9 +54,6 @@ fn set_up(
     // Not where keys are compiled out or filtered away.
     let _ = sys::new_session_keyring();
     let root = root::build(spec, blobs, cgroups, group)?;
-    if spec.network == SpecNetwork::Alone {
-        sys::loopback_up().tried(|| "bring the loopback interface up")?;
-    }
     rustix::system::sethostname(spec.hostname.as_bytes()).tried(|| "set the hostname")?;
     let emulator = match &spec.emulator {
         Some(emulator) => Some((emulator, emulate::open(emulator)?)),

@@ -155,13 +155,9 @@ impl Monitor {
         let mut warn = |message| drop(link::send(daemon, &Report::Warning { message }, &[]));
         let group = self.group.insert(self.cgroups.create(&spec.cgroup, &spec.resources, Openness::of(&spec), &mut warn)?);
         self.namespaces = join::ALWAYS_OWN;
-        self.namespaces.set(ThreadNameSpaceType::NETWORK, spec.network == SpecNetwork::Alone);
         self.namespaces.set(ThreadNameSpaceType::CONTROL_GROUP, init::has_own_cgroups(&self.cgroups, group));
         self.namespaces.set(ThreadNameSpaceType::USER, spec.emulator.is_some());
-        let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        if spec.network == SpecNetwork::Alone {
-            namespaces |= libc::CLONE_NEWNET;
-        }
+        let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         let (ours, theirs) = emulate::pair(&spec)?;
         match sys::clone_process(namespaces as u64, group.born_in(), false).tried(|| "create namespaces")? {
             None => {

@@ -14,7 +14,7 @@ pub(crate) use process::{Connection, Kept};
 use crate::confinement::{Confinement, Confiner};
 use crate::link::{self, Request, SpecNetwork};
 use crate::names::{Dns, Names};
-use crate::network::{Held, Networks, Place};
+use crate::network::{Networks, Place};
 use crate::{Container, Io, Process, Running, SandboxError, Security, helper};
 
 /// What a runtime needs to know of the daemon.
@@ -72,7 +72,7 @@ impl Launcher {
             let dir = settings.state.join(dir);
             std::fs::create_dir_all(&dir).map_err(SandboxError::io(format!("create {}", dir.display())))?;
         }
-        let names = Names::open(&settings.state, settings.dns.clone())?;
+        let names = Names::open(&settings.state, settings.dns.clone(), settings.networks.nameserver())?;
         let zygote = Mutex::new(Zygote::start(&settings.helper)?);
         Ok(Self { settings, names, confiner, zygote, warned: Arc::default() })
     }
@@ -105,17 +105,13 @@ impl Launcher {
         let (labels, level) = self.confiner.labels(container.security)?;
         let own_name = Some(container.hostname.as_str()).filter(|name| !name.is_empty());
         let place = self.settings.networks.place(&container.network, own_name).await?;
-        let (network, lease) = match place {
+        let (network, held) = match place {
             Place::Host => (SpecNetwork::Host, None),
-            Place::Alone => (SpecNetwork::Alone, None),
-            Place::Leased(mut lease) => {
-                if container.security == Security::Insecure {
-                    lease.spoil();
-                }
-                (SpecNetwork::Given, Some(Held::Lease(*lease)))
-            }
-            Place::Enclosed(enclosure) => (SpecNetwork::Given, Some(Held::Enclosure(enclosure))),
+            Place::Given(held) => (SpecNetwork::Given, Some(held)),
         };
+        if let (Some(held), Security::Insecure) = (&held, container.security) {
+            held.spoil();
+        }
         let hosts = self.names.hosts(&container)?;
         let resolv = self.names.resolv(&container.network)?;
         let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, network, labels, oci);
@@ -123,7 +119,7 @@ impl Launcher {
         let cgroup = spec.cgroup.clone();
         let (socket, zygote) = self.monitor()?;
         let connection = Connection::open(socket, Sweeper { zygote, cgroup }, Arc::clone(&self.warned))?;
-        connection.start(memory, process.tty, io, Kept::new(hosts, lease, level))
+        connection.start(memory, process.tty, io, Kept::new(hosts, held, level))
     }
 }
 

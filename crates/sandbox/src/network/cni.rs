@@ -133,8 +133,12 @@ impl Source for Open {
     fn release(&self, namespace: Namespace) -> Result<(), SandboxError> {
         match &namespace.tag {
             Tag::Attachment(attachment) => self.plugins.delete(attachment, namespace.fd.as_fd()),
-            Tag::Address(_) => Ok(()),
+            _ => Ok(()),
         }
+    }
+
+    fn knows_names(&self) -> bool {
+        true
     }
 }
 

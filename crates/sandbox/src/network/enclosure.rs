@@ -1,13 +1,14 @@
 //! A network that leads to one listener of the daemon and nowhere else, and the way on from there.
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::pool::Lease;
-use super::{new_namespace, within};
+use super::pool::{Lease, Pool, Source};
+use super::{Held, Namespace, Tag, new_namespace, within};
 use crate::SandboxError;
 
 /// The same in each, since no two are connected.
@@ -19,18 +20,39 @@ const PREFIX: u8 = 30;
 /// A namespace for containers, connected to one that has nothing but a listener.
 #[derive(Debug)]
 pub struct Enclosure {
-    fd: OwnedFd,
+    lease: Lease,
 }
 
 impl Enclosure {
-    /// The listener's address is what containers connect to.
-    pub async fn make() -> Result<(Self, TcpListener), SandboxError> {
-        let made = task::blocking(|| Ok(Self::make_now())).await;
-        made.unwrap_or_else(|fault| Err(io::Error::other(fault.to_string())))
-            .map_err(|error| SandboxError::network("create a network with a proxy".to_owned(), error))
+    /// The listener's address is what the container connects to.
+    pub(super) async fn open(pool: &Arc<Pool>) -> Result<(Self, TcpListener), SandboxError> {
+        let lease = pool.get(None).await?;
+        let bound = task::blocking(move || {
+            let listener = match &lease.namespace().tag {
+                // It keeps its namespace.
+                Tag::Outside(outside) => within(Some(outside.as_fd()), || TcpListener::bind((OURS, 0))),
+                _ => Err(io::ErrorKind::NotFound.into()),
+            };
+            Ok(listener.map(|listener| (Self { lease }, listener)))
+        });
+        bound.await.unwrap_or_else(|fault| Err(io::Error::other(fault.to_string()))).map_err(failed)
     }
 
-    fn make_now() -> io::Result<(Self, TcpListener)> {
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+}
+
+fn failed(error: io::Error) -> SandboxError {
+    SandboxError::network("create a network with a proxy".to_owned(), error)
+}
+
+/// Makes such pairs of namespaces.
+#[derive(Debug)]
+pub(super) struct Pairs;
+
+impl Pairs {
+    fn connect() -> io::Result<Namespace> {
         let (fd, mut inside) = new_namespace()?;
         let (outer, mut outside) = new_namespace()?;
         outside.add_pair("proxy0", None, "eth0", fd.as_fd())?;
@@ -39,23 +61,27 @@ impl Enclosure {
             socket.ensure_address(link.index, address, PREFIX, BROADCAST)?;
             socket.set_up(link.index)?;
         }
-        // It keeps its namespace.
-        let listener = within(Some(outer.as_fd()), || TcpListener::bind((OURS, 0)))?;
-        Ok((Self { fd }, listener))
+        Ok(Namespace { fd, tag: Tag::Outside(outer) })
+    }
+}
+
+impl Source for Pairs {
+    fn make(&self, _hostname: Option<&str>) -> Result<Namespace, SandboxError> {
+        Self::connect().map_err(failed)
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    fn release(&self, _namespace: Namespace) -> Result<(), SandboxError> {
+        Ok(())
     }
 }
 
 /// Connections from where a container would make them.
 #[derive(Debug)]
-pub struct WayOut(Option<Lease>);
+pub struct WayOut(Option<Held>);
 
 impl WayOut {
-    pub(super) fn new(lease: Option<Lease>) -> Self {
-        Self(lease)
+    pub(super) fn new(held: Option<Held>) -> Self {
+        Self(held)
     }
 
     /// Tries the addresses of the name, which is looked up where the daemon is, in their order.
@@ -71,8 +97,8 @@ impl WayOut {
     }
 
     async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
-        let Some(lease) = &self.0 else { return TcpStream::connect(address).await };
-        let namespace = lease.fd().try_clone_to_owned()?;
+        let Some(held) = &self.0 else { return TcpStream::connect(address).await };
+        let namespace = held.fd().try_clone_to_owned()?;
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let made = task::blocking(move || {
             // A socket stays in the namespace that it was made in.
