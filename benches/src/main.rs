@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! cargo build --release -p kiln
-//! cargo run --release -p kiln-benches -- --daemon 'target/release/kiln daemon' [--daemon buildkitd] [--client 'target/release/kiln'] [--rounds 5] [ROW ...]
+//! cargo run --release -p kiln-benches -- [--daemon 'PATH/TO/kiln daemon'] [--daemon buildkitd] [--client buildctl] [--rounds 5] [ROW ...]
 //! ```
 //!
-//! Each daemon command is given `--root DIR --addr unix://SOCKET`; the client command is given `--addr unix://SOCKET build …`, as buildctl
+//! Without `--daemon` and `--client`, both are the kiln that was built. Each daemon command is given `--root DIR --addr unix://SOCKET`; the client command is given `--addr unix://SOCKET build …`, as buildctl
 //! takes it. Rounds alternate between the daemons, so that a drift of the machine hits all alike. Medians are printed, and the ratio to the last
 //! daemon. Needs Debian's busybox-static and docker-registry.
 //!

@@ -1,4 +1,4 @@
-//! The README's first command.
+//! The README's first command, and what it says of the binary.
 #![allow(clippy::unwrap_used)]
 
 #[test]
@@ -25,4 +25,20 @@ fn the_example_of_the_readme_builds() {
     let tar = testkit::read_tar(&std::fs::read(out).unwrap());
     let index: serde_json::Value = serde_json::from_slice(&tar["index.json"].data).unwrap();
     assert_eq!(index["manifests"][0]["annotations"]["io.containerd.image.name"], "docker.io/library/hello:latest");
+}
+
+/// As in an image that has no file but it. Names of hosts it looks up by itself: plugins of the C library may be another version's.
+#[test]
+fn the_binary_needs_no_other_file() {
+    let empty = tempfile::tempdir().unwrap();
+    std::fs::copy(testkit::kiln_binary(), empty.path().join("kiln")).unwrap();
+    std::fs::create_dir(empty.path().join("etc")).unwrap();
+    std::fs::write(empty.path().join("etc/hosts"), "127.0.0.1 builder.test\n").unwrap();
+    std::fs::write(empty.path().join("etc/nsswitch.conf"), "hosts: nosuchplugin\n").unwrap();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("tcp://builder.test:{closed}");
+    let output =
+        std::process::Command::new("chroot").arg(empty.path()).args(["/kiln", "--addr", &address, "debug", "workers"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("connection refused"), "{said}");
 }

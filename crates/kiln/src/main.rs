@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     if name == sandbox::helper::NAME {
         sandbox::helper::main();
     }
+    sandbox::load_no_name_services();
     args.drain(..1.min(args.len()));
     match name.as_str() {
         "kilnd" | "buildkitd" => daemon::main(&name, args),

@@ -41,4 +41,4 @@ pub use launch::Settings;
 pub use names::Dns;
 pub use oci::OciRuntime;
 pub use runtime::{Exit, Running, Runtime, Started};
-pub use sys::{give_back_memory, limit_memory_pools};
+pub use sys::{give_back_memory, limit_memory_pools, load_no_name_services};

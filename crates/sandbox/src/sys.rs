@@ -1,6 +1,6 @@
 //! The only unsafe code of this room: the system calls that neither `std` nor `rustix` offers, each behind a safe signature.
 //!
-//! All of it but [`adopt`], [`give_back_memory`] and [`limit_memory_pools`] runs in the helper, which has one thread.
+//! All of it but [`adopt`], [`give_back_memory`], [`limit_memory_pools`] and [`load_no_name_services`] runs in the helper, which has one thread.
 #![allow(unsafe_code)]
 use std::ffi::{CStr, CString};
 use std::io;
@@ -42,6 +42,21 @@ pub fn limit_memory_pools() {
         // SAFETY: it sets a number.
         unsafe {
             libc::mallopt(libc::M_ARENA_MAX, i32::try_from(processors).unwrap_or(i32::MAX));
+        }
+    }
+}
+
+/// Has the C library look names up in `/etc/hosts` and by DNS, both of which it can do by itself, whatever `/etc/nsswitch.conf` says. A static
+/// program would load the plugins named there, of a system that it may not have been linked on. Before any thread is started.
+pub fn load_no_name_services() {
+    #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+    {
+        unsafe extern "C" {
+            fn __nss_configure_lookup(database: *const libc::c_char, services: *const libc::c_char) -> libc::c_int;
+        }
+        // SAFETY: both are strings that live as long as the program.
+        unsafe {
+            __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr());
         }
     }
 }
