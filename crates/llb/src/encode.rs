@@ -320,6 +320,8 @@ pub(crate) fn source_map(sources: &SourceMap) -> pb::Source {
         locations: sources
             .locations
             .iter()
+            // An empty value would be left out of the message, and clients in Go follow what is not there.
+            .filter(|(_, locations)| !locations.is_empty())
             .map(|(digest, locations)| {
                 let locations = locations.iter().map(|l| pb::Location {
                     source_index: l.source as i32,

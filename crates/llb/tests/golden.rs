@@ -21,7 +21,10 @@ fn definitions_load_and_encode_to_the_same_ops() {
         let encoded = graph.encode();
         let want: Vec<Vec<u8>> = case["ops"].as_array().unwrap().iter().map(|o| unbase64(&o["bytes"])).collect();
         assert_eq!(encoded.def, want, "{name}");
-        assert_eq!(Graph::load(&encoded).unwrap(), graph, "{name}");
+        // Vertices without a place in a file are not told of.
+        let mut told = graph;
+        told.sources.locations.retain(|_, locations| !locations.is_empty());
+        assert_eq!(Graph::load(&encoded).unwrap(), told, "{name}");
     }
 }
 
