@@ -95,7 +95,7 @@ const SELINUX: &str = "/sys/fs/selinux";
 /// A kernel with SELinux and no policy calls everything `kernel`.
 fn selinux_runs() -> bool {
     const MAGIC: i64 = 0xf97c_ff8c;
-    let mounted = rustix::fs::statfs(SELINUX).is_ok_and(|stat| i64::from(stat.f_type) == MAGIC);
+    let mounted = rustix::fs::statfs(SELINUX).is_ok_and(|stat| stat.f_type == MAGIC);
     let writable = rustix::fs::statvfs(SELINUX).is_ok_and(|stat| !stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
     let own = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
     mounted && writable && own.trim_end_matches('\0') != "kernel"

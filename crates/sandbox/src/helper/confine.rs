@@ -41,7 +41,7 @@ fn tell(attribute: &str, value: &str) -> io::Result<()> {
     const PROC: i64 = 0x9fa0;
     let path = format!("/proc/thread-self/attr/{attribute}");
     let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    if i64::from(rustix::fs::fstatfs(&file)?.f_type) != PROC {
+    if rustix::fs::fstatfs(&file)?.f_type != PROC {
         return Err(io::Error::other("/proc is something else"));
     }
     // In one piece.

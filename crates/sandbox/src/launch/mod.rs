@@ -114,7 +114,8 @@ impl Launcher {
         }
         let hosts = self.names.hosts(&container)?;
         let resolv = self.names.resolv(&container.network)?;
-        let (spec, secrets) = spec::describe(&self.settings, container, &process, hosts.path().to_owned(), resolv, network, labels, oci);
+        let prepared = spec::Prepared { hosts: hosts.path().to_owned(), resolv, network, labels, oci };
+        let (spec, secrets) = spec::describe(&self.settings, container, &process, prepared);
         let memory = link::write_memory(&spec, secrets.iter().map(|data| &data[..])).map_err(SandboxError::io("describe the container"))?;
         let cgroup = spec.cgroup.clone();
         let (socket, zygote) = self.monitor()?;

@@ -36,17 +36,18 @@ pub(super) fn process_spec(process: &Process, insecure: bool) -> SpecProcess {
     }
 }
 
+/// What the daemon has made ready for a container.
+pub(super) struct Prepared {
+    pub hosts: PathBuf,
+    pub resolv: PathBuf,
+    pub network: SpecNetwork,
+    pub labels: Labels,
+    pub oci: Option<Oci>,
+}
+
 /// The container as the helper gets it, and the secrets that follow it.
-pub(super) fn describe(
-    settings: &Settings,
-    container: Container,
-    process: &Process,
-    hosts: PathBuf,
-    resolv: PathBuf,
-    network: SpecNetwork,
-    labels: Labels,
-    oci: Option<Oci>,
-) -> (Spec, Vec<Bytes>) {
+pub(super) fn describe(settings: &Settings, container: Container, process: &Process, prepared: Prepared) -> (Spec, Vec<Bytes>) {
+    let Prepared { hosts, resolv, network, labels, oci } = prepared;
     let hostname = container.hostname().to_owned();
     let parent = if container.cgroup_parent.is_empty() { &settings.cgroup_parent } else { &container.cgroup_parent };
     let cgroup = cgroup_path(parent, &container.id);
