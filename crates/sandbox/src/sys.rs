@@ -51,6 +51,7 @@ pub fn limit_memory_pools() {
 pub fn load_no_name_services() {
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     {
+        // SAFETY: as the C library's nss.h declares it.
         unsafe extern "C" {
             fn __nss_configure_lookup(database: *const libc::c_char, services: *const libc::c_char) -> libc::c_int;
         }

@@ -34,10 +34,10 @@ fn run(dir: &Path, args: Vec<OsString>) -> Result<ExitCode> {
         let address = OsString::from(format!("--addr=unix://{}", socket.display()));
         super::main([address].into_iter().chain(args).collect(), Mode::Buildctl)
     });
-    // As the script does, whether it is still there or not.
-    if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
-        let _ = kill_process(pid, Signal::TERM);
+    // One that has ended is not signalled: its number may be another process's by now.
+    if daemon.try_wait()?.is_none() {
+        let _ = kill_process(Pid::from_child(&daemon), Signal::TERM);
+        daemon.wait()?;
     }
-    daemon.wait()?;
     code
 }

@@ -2,6 +2,8 @@
 //!
 //! Moving a process between cgroups makes the kernel wait for all CPUs, which takes longer than all the rest. So in v2 the process is born
 //! in its cgroup, and in v1 it moves itself through `tasks`, while it has one thread, which takes no such wait.
+mod limits;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags};
+
+use limits::{v1_controllers, v1_settings, v2_settings};
 
 use super::{Failed, Outcome, Try as _, devices};
 use crate::container::{DeviceNode, Resources};
@@ -418,54 +422,6 @@ fn hierarchies(mounts: &str, own: &str) -> Vec<Hierarchy> {
     found
 }
 
-/// Memory always, to learn of OOM kills; the rest where limits want it.
-fn v1_controllers(resources: &Resources) -> Vec<&'static str> {
-    let mut wanted = vec!["memory"];
-    wanted.extend(["cpu", "cpuset", "pids"].into_iter().filter(|controller| !v1_settings(controller, resources).is_empty()));
-    wanted
-}
-
-fn v1_settings(controller: &str, r: &Resources) -> Vec<(&'static str, String)> {
-    let mut settings = Vec::new();
-    let mut set = |file, value: Option<String>| settings.extend(value.map(|value| (file, value)));
-    match controller {
-        "memory" => {
-            set("memory.limit_in_bytes", r.memory.map(|v| v.to_string()));
-            set("memory.memsw.limit_in_bytes", r.memory_swap.map(|v| v.to_string()));
-        }
-        "cpu" => {
-            set("cpu.shares", r.cpu_shares.map(|v| v.to_string()));
-            set("cpu.cfs_period_us", r.cpu_period.map(|v| v.to_string()));
-            set("cpu.cfs_quota_us", r.cpu_quota.map(|v| v.to_string()));
-        }
-        "cpuset" => {
-            set("cpuset.cpus", Some(r.cpuset_cpus.clone()).filter(|v| !v.is_empty()));
-            set("cpuset.mems", Some(r.cpuset_mems.clone()).filter(|v| !v.is_empty()));
-        }
-        "pids" => set("pids.max", r.pids.map(|v| if v < 0 { "max".to_owned() } else { v.to_string() })),
-        _ => {}
-    }
-    settings
-}
-
-fn v2_settings(r: &Resources) -> Vec<(&'static str, String)> {
-    let maximum = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
-    let mut settings = Vec::new();
-    let mut set = |file, value: Option<String>| settings.extend(value.map(|value| (file, value)));
-    set("memory.max", r.memory.map(maximum));
-    // v1 counts memory and swap together, v2 swap alone.
-    set("memory.swap.max", r.memory_swap.map(|both| maximum(if both < 0 { -1 } else { (both - r.memory.unwrap_or(0)).max(0) })));
-    set("cpu.weight", r.cpu_shares.filter(|v| *v > 0).map(|v| (1 + (v.clamp(2, 262_144) - 2) * 9999 / 262_142).to_string()));
-    let cpu = (r.cpu_quota.is_some() || r.cpu_period.is_some()).then(|| {
-        format!("{} {}", maximum(r.cpu_quota.filter(|v| *v > 0).unwrap_or(-1)), r.cpu_period.filter(|v| *v > 0).unwrap_or(100_000))
-    });
-    set("cpu.max", cpu);
-    set("cpuset.cpus", Some(r.cpuset_cpus.clone()).filter(|v| !v.is_empty()));
-    set("cpuset.mems", Some(r.cpuset_mems.clone()).filter(|v| !v.is_empty()));
-    set("pids.max", r.pids.map(maximum));
-    settings
-}
-
 /// A new v1 cpuset is empty, and takes no process until it is filled; so for all levels above it.
 fn inherit_cpuset(dir: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -494,26 +450,6 @@ mod tests {
         let found = hierarchies(mounts, "4:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/c\n");
         let view: Vec<_> = found.iter().map(|h| (h.controllers.join("+"), h.own.as_str())).collect();
         assert_eq!(view, [("cpu+cpuacct".to_owned(), "/a"), ("name=systemd".to_owned(), "/b"), (String::new(), "/c")]);
-    }
-
-    #[test]
-    fn limits_are_translated_to_v2() {
-        let resources = Resources {
-            memory: Some(1 << 20),
-            memory_swap: Some(3 << 20),
-            cpu_shares: Some(1024),
-            cpu_quota: Some(50_000),
-            pids: Some(-1),
-            ..Resources::default()
-        };
-        let expected = [
-            ("memory.max", "1048576"),
-            ("memory.swap.max", "2097152"),
-            ("cpu.weight", "39"),
-            ("cpu.max", "50000 100000"),
-            ("pids.max", "max"),
-        ];
-        assert_eq!(v2_settings(&resources), expected.map(|(file, value)| (file, value.to_owned())));
     }
 
     /// Needs root and cgroups that can be written.
