@@ -245,6 +245,11 @@ async fn shrink(pool: Weak<Pool>) {
         let surplus = {
             let mut shelf = pool.shelf();
             let most = shelf.all.saturating_sub(pool.wanted);
+            if most == 0 {
+                // Begun again when a container takes one.
+                shelf.shrinks = false;
+                return;
+            }
             let idle = shelf.ready.iter().take_while(|(since, _)| since.elapsed() >= PATIENCE).count();
             shelf.ready.drain(..most.min(idle)).map(|(_, namespace)| namespace).collect()
         };
