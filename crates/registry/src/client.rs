@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::header::{ACCEPT, AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use oci::{Digest, Reference};
@@ -24,7 +25,8 @@ pub struct Client(Arc<Shared>);
 struct Shared {
     endpoints: Endpoints,
     auth: Auth,
-    limits: Mutex<HashMap<String, Limit>>,
+    /// Of the registries that are in use.
+    limits: Mutex<HashMap<String, Weak<Limit>>>,
     /// Uploads under way, by registry and digest.
     uploads: Mutex<HashMap<String, Weak<Upload>>>,
 }
@@ -58,7 +60,7 @@ impl Drop for Turn {
     }
 }
 
-#[derive(Clone)]
+/// How many transfers one registry may have.
 struct Limit {
     blobs: Arc<Semaphore>,
     all: Arc<Semaphore>,
@@ -89,6 +91,8 @@ pub struct Repository {
 /// A place among the transfers to one registry.
 pub(crate) struct Slot {
     _permits: (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit),
+    /// Who comes later counts with it.
+    _limit: Arc<Limit>,
 }
 
 pub(crate) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -117,10 +121,17 @@ impl Client {
         &self.0.endpoints
     }
 
-    fn limit(&self, domain: &str) -> Limit {
+    /// The limit that all transfers of a registry share, from the first that waits to the last that ends.
+    fn limit(&self, domain: &str) -> Arc<Limit> {
+        let mut limits = self.0.limits.lock().expect("no holder of this lock panics");
+        if let Some(known) = limits.get(domain).and_then(Weak::upgrade) {
+            return known;
+        }
+        limits.retain(|_, limit| limit.strong_count() > 0);
         let count = self.0.endpoints.config.concurrency.max(1);
-        let make = || Limit { blobs: Arc::new(Semaphore::new(count)), all: Arc::new(Semaphore::new(count + 1)) };
-        self.0.limits.lock().expect("no holder of this lock panics").entry(domain.to_owned()).or_insert_with(make).clone()
+        let limit = Arc::new(Limit { blobs: Arc::new(Semaphore::new(count)), all: Arc::new(Semaphore::new(count + 1)) });
+        limits.insert(domain.to_owned(), Arc::downgrade(&limit));
+        limit
     }
 }
 
@@ -184,9 +195,11 @@ impl Repository {
     /// Waits for a place among this registry's transfers. JSON documents have one more than blobs, so that a manifest need not wait for layers.
     pub(crate) async fn slot(&self, media_type: &str) -> Slot {
         let limit = self.client.limit(self.name.domain());
-        let acquire = |semaphore: Arc<Semaphore>| async { semaphore.acquire_owned().await.expect("these semaphores are never closed") };
-        let blob = if media_type.ends_with("+json") { None } else { Some(acquire(limit.blobs).await) };
-        Slot { _permits: (blob, acquire(limit.all).await) }
+        let acquire =
+            |semaphore: &Arc<Semaphore>| semaphore.clone().acquire_owned().map(|permit| permit.expect("these semaphores are never closed"));
+        let blob = if media_type.ends_with("+json") { None } else { Some(acquire(&limit.blobs).await) };
+        let any = acquire(&limit.all).await;
+        Slot { _permits: (blob, any), _limit: limit }
     }
 
     /// Sends a call with authorization. Where one client's login does not do, the next client's is tried.
@@ -335,4 +348,34 @@ fn further(old: Option<RegistryError>, new: RegistryError) -> RegistryError {
 /// `Accept` for one type, or anything.
 pub(crate) fn accepting(call: Call, media_type: &str) -> Call {
     call.header(ACCEPT, &if media_type.is_empty() { "*/*".to_owned() } else { format!("{media_type}, */*") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+    fn repository(client: &Client, name: &str) -> Repository {
+        client.repository(&name.parse().unwrap(), Access::anonymous())
+    }
+
+    #[tokio::test]
+    async fn a_registry_is_limited_while_it_is_used_and_forgotten_afterwards() {
+        let client = Client::new(Config { concurrency: 1, ..Config::default() });
+        let held = repository(&client, "one.example/a").slot(LAYER).await;
+        let waiting = tokio::spawn({
+            let other = repository(&client, "one.example/b");
+            async move { other.slot(LAYER).await }
+        });
+        tokio::task::yield_now().await;
+        for number in 0..100 {
+            repository(&client, &format!("r{number}.example/a")).slot(LAYER).await;
+        }
+        let known = || client.0.limits.lock().unwrap().len();
+        assert!(known() <= 2, "{}", known());
+        assert!(!waiting.is_finished(), "the first still has the only place");
+        drop(held);
+        waiting.await.unwrap();
+    }
 }

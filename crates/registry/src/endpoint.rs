@@ -12,6 +12,9 @@ use crate::tls;
 use crate::traffic::Meter;
 use crate::transport::{Answer, Call, Transport};
 
+/// Hosts that are remembered to speak no TLS.
+const MAX_PLAIN: usize = 4096;
+
 /// One API root.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
@@ -92,9 +95,9 @@ impl Endpoints {
         Ok(Endpoint { host: host.to_owned(), root, scheme, namespace, transport: self.transport(key, settings, insecure)? })
     }
 
-    /// The client with the settings of the host `key`; hosts without an entry share one.
+    /// The client with the settings of the host `key`; hosts without an entry share one, and so do those that are asked without checks.
     pub fn transport(&self, key: &str, settings: &Host, insecure: bool) -> Result<Transport> {
-        let own = insecure || self.config.hosts.contains_key(key);
+        let own = !insecure && self.config.hosts.contains_key(key);
         let key = (if own { key.to_owned() } else { String::new() }, insecure);
         if let Some(known) = self.transports.lock().expect("no holder of this lock panics").get(&key) {
             return Ok(known.clone());
@@ -117,7 +120,7 @@ impl Endpoints {
         }
         match endpoint.transport.send(call.clone()).await {
             Err(RegistryError::Request { source, .. }) if speaks_no_tls(&source, &call.uri) => {
-                self.plain.lock().expect("no holder of this lock panics").insert(endpoint.host.clone());
+                self.remember_plain(&endpoint.host);
                 let mut parts = call.uri.clone().into_parts();
                 parts.scheme = Some(http::uri::Scheme::HTTP);
                 let uri = Uri::from_parts(parts).expect("only the scheme was exchanged");
@@ -125,6 +128,15 @@ impl Endpoints {
             }
             other => other,
         }
+    }
+
+    fn remember_plain(&self, host: &str) {
+        let mut plain = self.plain.lock().expect("no holder of this lock panics");
+        // What is forgotten costs one more try.
+        if plain.len() >= MAX_PLAIN {
+            plain.clear();
+        }
+        plain.insert(host.to_owned());
     }
 
     /// The URL of `suffix` in a repository. `query` holds whole, escaped pairs.

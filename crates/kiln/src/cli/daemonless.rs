@@ -5,11 +5,11 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use client::Endpoint;
 use fault::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::environment::Environment;
+use super::one_shot::Listeners;
 use super::{Mode, build, one_shot, runtime};
 
 /// Runs the command that `args` (without the program's name) ask for.
@@ -26,10 +26,7 @@ fn run(dir: &Path, args: Vec<OsString>) -> Result<ExitCode> {
     let (socket, log) = (dir.join("buildkitd.sock"), dir.join("buildkitd.log"));
     let flags = environment.get("BUILDKITD_FLAGS").unwrap_or_default().split_whitespace();
     let mut daemon = one_shot::spawn(&socket, &log, flags)?;
-    let answer = runtime()?.block_on(async {
-        let endpoint = Endpoint::Unix(socket.clone());
-        one_shot::first_answer(&endpoint, &mut daemon, &log).await
-    });
+    let answer = runtime()?.block_on(one_shot::first_answer(&socket, Listeners::Own, &mut daemon, &log));
     let code = answer.map(|_| {
         let address = OsString::from(format!("--addr=unix://{}", socket.display()));
         super::main([address].into_iter().chain(args).collect(), Mode::Buildctl)

@@ -9,6 +9,7 @@ use client::{Client, Endpoint};
 use fault::{Context as _, Fault, Kind, Result};
 
 use super::Call;
+use crate::daemon::lock;
 
 /// Seconds without a client after which such a daemon ends.
 const IDLE: u64 = 30;
@@ -25,11 +26,21 @@ pub async fn connect(call: &Call) -> Result<Client> {
     }
     let log = root.join("daemon.log");
     let mut daemon = start(&root, &socket, &log)?;
-    first_answer(&endpoint, &mut daemon, &log).await
+    first_answer(&socket, Listeners::Any, &mut daemon, &log).await
+}
+
+/// Who may listen on the socket of a daemon that was started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Listeners {
+    /// Nobody else.
+    Own,
+    /// One that was started at the same time, too.
+    Any,
 }
 
 /// Connects to a daemon that was just started, or says what it ended with.
-pub async fn first_answer(endpoint: &Endpoint, daemon: &mut Child, log: &Path) -> Result<Client> {
+pub async fn first_answer(socket: &Path, listeners: Listeners, daemon: &mut Child, log: &Path) -> Result<Client> {
+    let endpoint = &Endpoint::Unix(socket.to_owned());
     let begun = Instant::now();
     loop {
         match Client::connect(endpoint, START).await {
@@ -40,8 +51,10 @@ pub async fn first_answer(endpoint: &Endpoint, daemon: &mut Child, log: &Path) -
         if let Some(status) = daemon.try_wait()? {
             let said = text(log);
             // Another one may have been faster, and is about to listen.
-            if !said.contains("another instance running") {
-                return Err(Fault::new(Kind::Unknown, format!("the daemon could not be started ({status}): {}", last_line(&said))));
+            if listeners == Listeners::Own || !is_faster(&said, socket) {
+                let line = last_line(&said);
+                let advice = if line.contains(lock::IN_USE) { ": use that daemon (--addr) or another --root" } else { "" };
+                return Err(Fault::new(Kind::Unknown, format!("the daemon could not be started ({status}): {line}{advice}")));
             }
             if begun.elapsed() > START {
                 return Err(Fault::new(Kind::Unavailable, format!("another daemon does not answer: {}", last_line(&said))));
@@ -78,6 +91,17 @@ fn start(root: &Path, socket: &Path, log: &Path) -> Result<Child> {
     spawn(socket, log, ["--root".as_ref(), root.as_os_str()].into_iter().chain(grants.map(OsStr::new)))
 }
 
+/// Whether what a daemon said that could not be started lets one hope that another will listen on the socket.
+fn is_faster(said: &str, socket: &Path) -> bool {
+    let Some((_, holder)) = last_line(said).split_once(lock::IN_USE) else { return false };
+    let own = address(socket);
+    holder.split_once(lock::LISTENS_ON).is_none_or(|(_, addresses)| addresses.split(' ').any(|other| other == own))
+}
+
+fn address(socket: &Path) -> String {
+    format!("unix://{}", socket.display())
+}
+
 /// A daemon in a process group of its own, so that a signal to ours does not end what others build with it.
 pub fn spawn(socket: &Path, log: &Path, flags: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Child> {
     let output = std::fs::File::create(log).with_context(|| format!("failed to create {}", log.display()))?;
@@ -86,7 +110,7 @@ pub fn spawn(socket: &Path, log: &Path, flags: impl IntoIterator<Item = impl AsR
     command
         .arg("daemon")
         .args(flags)
-        .arg(format!("--addr=unix://{}", socket.display()))
+        .arg(format!("--addr={}", address(socket)))
         .arg(format!("--idle-exit={IDLE}"))
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -101,4 +125,20 @@ fn text(log: &Path) -> String {
 
 fn last_line(text: &str) -> &str {
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_daemon_that_may_listen_there_is_waited_for() {
+        let socket = Path::new("/var/lib/kiln/kiln.sock");
+        let waits = |line: &str| is_faster(&format!("{line}\n"), socket);
+        let refused = "kiln: could not lock /var/lib/kiln/buildkitd.lock, another instance running?";
+        assert!(waits(refused), "it may have been started at the same time");
+        assert!(waits(&format!("{refused} It is process 7 on h, which listens on tcp://[::1]:1 unix:///var/lib/kiln/kiln.sock")));
+        assert!(!waits(&format!("{refused} It is process 7 on h, which listens on unix:///var/lib/kiln/kiln.sock2")));
+        assert!(!waits("kiln: failed to listen on unix:///var/lib/kiln/kiln.sock"));
+    }
 }

@@ -4,6 +4,7 @@ mod file;
 mod flags;
 mod gc;
 mod listen;
+pub mod lock;
 mod logging;
 mod network;
 mod notify;

@@ -1,21 +1,17 @@
 //! Runs the daemon: listeners first, so that early clients wait rather than fail; then the store; then builds, until it is told to stop.
-use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dashboard::Dashboard;
 use grpc::{Server, Sessions, WireEncoding};
 use job::{Builds, Version};
-use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use worker::{Runtime, Worker};
 
 use super::config::Config;
 use super::listen::{Connection, Counter, Listener};
-use super::{listen, notify};
+use super::{listen, lock, notify};
 
 /// How long clients that hold on to their connections keep an idle daemon from ending.
 const LEAVE_TAKING: Duration = Duration::from_millis(500);
@@ -24,7 +20,7 @@ const LEAVE_TAKING: Duration = Duration::from_millis(500);
 const GIVE_BACK_AFTER: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(190)];
 
 pub async fn run(config: Config) -> Result<(), String> {
-    let _lock = lock(&config.root)?;
+    let _lock = lock::hold(&config.root, &config.addresses)?;
     if config.addresses.is_empty() {
         return Err("--addr cannot be empty".into());
     }
@@ -68,17 +64,6 @@ pub async fn run(config: Config) -> Result<(), String> {
     builds.flush().await;
     builds.close().await;
     Ok(())
-}
-
-/// Only one daemon works on a root.
-fn lock(root: &Path) -> Result<File, String> {
-    let failed = |e: std::io::Error| format!("failed to prepare {}: {e}", root.display());
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed)?;
-    let path = root.join("buildkitd.lock");
-    let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| format!("could not lock {}, another instance running?", path.display()))?;
-    Ok(file)
 }
 
 fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
