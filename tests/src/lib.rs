@@ -2,9 +2,16 @@
 //!
 //! All of them need root (steps run in real containers) and the packages that `cargo xtask test` installs.
 #![allow(clippy::unwrap_used)]
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use testkit::Daemon;
+
+/// Debian's static busybox for an architecture, as Debian names it.
+pub fn foreign_busybox(architecture: &str) -> PathBuf {
+    let all = std::env::var_os("KILN_TEST_BUSYBOXES").expect("KILN_TEST_BUSYBOXES is a directory of Debian's: `cargo xtask test` sets it");
+    Path::new(&all).join(architecture).join("usr/bin/busybox")
+}
 
 /// Docker's buildx, unmodified, with a builder `kiln` that is the daemon.
 pub struct Buildx<'a> {

@@ -1,7 +1,7 @@
 //! Steps of another architecture on this machine: with an emulator that only lies there, with one that is registered with the kernel, and
 //! with none.
 //!
-//! Needs root, Debian's qemu-user-static, Debian's busybox for arm64 (`KILN_TEST_ARM64_BUSYBOX`, which `cargo xtask test` sets), Debian's
+//! Needs root, Debian's qemu-user-static, Debian's busybox for arm64 (below `KILN_TEST_BUSYBOXES`, which `cargo xtask test` sets), Debian's
 //! docker-registry, and a kernel from 6.7 on.
 #![allow(clippy::unwrap_used)]
 use std::fs;
@@ -44,7 +44,7 @@ COPY --from=base /machine /home/id /
 "#;
 
 fn arm64_busybox() -> PathBuf {
-    std::env::var_os("KILN_TEST_ARM64_BUSYBOX").expect("set KILN_TEST_ARM64_BUSYBOX, as cargo xtask test does").into()
+    kiln_tests::foreign_busybox("arm64")
 }
 
 /// An image of that architecture that holds nothing but busybox.

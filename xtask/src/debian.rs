@@ -33,6 +33,7 @@ pub fn unpack_from(suite: &str, package: &str, architecture: &str, into: &Path) 
         option("Dir::Cache", path("cache")),
         option("APT::Sandbox::User", "root".into()),
         option("APT::Architectures", architecture.into()),
+        option("Acquire::Languages", "none".into()),
     ]
     .concat();
     run(Command::new("apt-get").args(&options).args(["update", "-qq"]))?;

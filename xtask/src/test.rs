@@ -32,17 +32,20 @@ const COMPONENTS: [(&str, &str); 23] = [
     ("secilc", "secilc"),
 ];
 
+/// Architectures, as Debian names them, whose steps are tried here. Only its suite sid has riscv64, and still i386.
+const FOREIGN: [&str; 6] = ["arm64", "armhf", "i386", "ppc64el", "riscv64", "s390x"];
+
 /// Where plugins of Docker's client lie in Debian's packages, which are named like them.
 const PLUGINS: &str = "usr/libexec/docker/cli-plugins";
 
 pub fn all_rings(root: &Path, filter: &[String]) -> Outcome {
     install()?;
-    let (buildx, compose, foreign) = (plugin(root, "docker-buildx")?, plugin(root, "docker-compose")?, foreign_busybox(root)?);
+    let (buildx, compose, foreign) = (plugin(root, "docker-buildx")?, plugin(root, "docker-compose")?, foreign_busyboxes(root)?);
     run(Command::new("cargo").args(["build", "--locked", "-p", "kiln"]).current_dir(root))?;
     let runner: &[&str] = if found("cargo-nextest") { &["nextest", "run"] } else { &["test"] };
     let mut command = Command::new("cargo");
     command.current_dir(root).args(runner).args(["--workspace", "--locked", "--no-fail-fast"]).args(filter);
-    command.env("KILN_TEST_BUILDX", buildx).env("KILN_TEST_COMPOSE", compose).env("KILN_TEST_ARM64_BUSYBOX", foreign);
+    command.env("KILN_TEST_BUILDX", buildx).env("KILN_TEST_COMPOSE", compose).env("KILN_TEST_BUSYBOXES", foreign);
     run(command.env("KILN_TEST_KERNEL", kernel(root)?))
 }
 
@@ -76,16 +79,18 @@ fn plugin(root: &Path, name: &str) -> Result<PathBuf, Box<dyn std::error::Error>
     Ok(unpacked.canonicalize()?)
 }
 
-/// Debian's static busybox for arm64, unpacked below the target directory: what emulators are tried with.
-fn foreign_busybox(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
+/// The directory with Debian's static busybox for each of [`FOREIGN`], unpacked below the target directory: what emulators are tried with.
+fn foreign_busyboxes(root: &Path) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let tools = target.join("test-tools/arm64");
-    let find = || ["usr/bin/busybox", "bin/busybox"].map(|path| tools.join(path)).into_iter().find(|path| path.is_file());
-    if find().is_none() {
-        std::fs::create_dir_all(&tools)?;
-        debian::unpack_from("sid", "busybox-static", "arm64", &tools.canonicalize()?)?;
+    let tools = target.join("test-tools");
+    for architecture in FOREIGN {
+        let place = tools.join(architecture);
+        if !place.join("usr/bin/busybox").is_file() {
+            std::fs::create_dir_all(&place)?;
+            debian::unpack_from("sid", "busybox-static", architecture, &place.canonicalize()?)?;
+        }
     }
-    Ok(find().ok_or("the package busybox-static has no busybox")?.canonicalize()?)
+    Ok(tools.canonicalize()?)
 }
 
 /// The kernel of Debian 12, unpacked below the target directory: what the tests in a virtual machine boot.

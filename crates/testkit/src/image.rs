@@ -87,14 +87,18 @@ impl BaseImage {
         Self::of_platform("amd64", layers, config)
     }
 
-    /// The same, for another architecture of Linux.
+    /// The same, for another architecture of Linux, with its variant if it has one: `arm/v7`.
     pub fn of_platform(architecture: &str, layers: Vec<Vec<u8>>, config: serde_json::Value) -> Self {
         let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
-        let config = json!({
+        let (architecture, variant) = architecture.split_once('/').map_or((architecture, None), |(name, variant)| (name, Some(variant)));
+        let mut config = json!({
             "architecture": architecture, "os": "linux", "config": config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": layers.iter().map(|_| json!({"created_by": "fixture"})).collect::<Vec<_>>(),
         });
+        if let Some(variant) = variant {
+            config["variant"] = json!(variant);
+        }
         let config = config.to_string().into_bytes();
         let descriptor = |media: &str, data: &[u8]| json!({"mediaType": media, "digest": Digest::of(data).to_string(), "size": data.len()});
         let manifest = json!({
