@@ -1,6 +1,7 @@
 //! Trees of files to and from a daemon, in fsutil's protocol.
 mod filter;
 mod follow;
+mod place;
 mod receive;
 mod send;
 mod walk;

@@ -1,17 +1,19 @@
 //! The receiving side of a transfer into a directory of the client: nothing is ever written outside of it.
 //!
 //! A synchronous state machine: packets in, packets out. Every step from the root to a file is taken through an open directory without following
-//! links, so neither a name nor a link that lies there already leads out. Files grow under a temporary name.
+//! links, so neither a name nor a link that lies there already leads out.
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fault::{Context as _, Fault, Kind, Result};
-use rustix::fs::{AtFlags, Dir, FileType, Mode as Permissions, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode as Permissions, OFlags};
+use rustix::io::Errno;
 use session::{Packet, Stat, go_mode};
+
+use super::place::{Growing, clear, names, open_directory_at, set_times, times};
 
 /// What happens to files that the daemon does not send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,45 +26,41 @@ pub struct Receiver {
     root: PathBuf,
     top: Arc<OwnedFd>,
     mode: Mode,
+    /// Nothing but what is sent lies in the root, since it was made for that.
+    top_is_new: bool,
     /// The directory that the last file was in.
     recent: (String, Arc<OwnedFd>),
     next_id: u32,
     last_path: Option<String>,
     directories: Vec<(String, Permissions, i64)>,
-    /// Paths of everything sent, and whether it is a directory.
-    sent: HashMap<String, bool>,
-    growing: HashMap<u32, Growing>,
+    /// Everything sent, by path.
+    sent: HashMap<String, Sent>,
+    wanted: HashMap<u32, Wanted>,
     /// Hard links, made when their targets are complete: path and target.
     links: Vec<(String, String)>,
     announced: bool,
     finished: bool,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// `is_new` if the transfer made it: then nothing else lies in it.
+    Directory {
+        is_new: bool,
+    },
+    Other,
+}
+
 /// A requested file. It is opened with its first bytes, so that the number of open files is the sender's, which is small.
-struct Growing {
+struct Wanted {
     stat: Stat,
-    open: Option<Temporary>,
-}
-
-struct Temporary {
-    file: File,
-    directory: Arc<OwnedFd>,
-    name: String,
-    renamed: bool,
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.renamed {
-            let _ = rustix::fs::unlinkat(&self.directory, &self.name, AtFlags::empty());
-        }
-    }
+    growing: Option<Growing>,
 }
 
 impl Receiver {
     /// Creates the directory where it is missing. Blocking, as all of this is.
     pub fn new(root: &Path, mode: Mode) -> Result<Self> {
-        std::fs::create_dir_all(root).with_context(|| format!("failed to create {}", root.display()))?;
+        let top_is_new = make_root(root).with_context(|| format!("failed to create {}", root.display()))?;
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         let top = rustix::fs::open(root, flags, Permissions::empty()).map_err(io::Error::from);
         let top = Arc::new(top.with_context(|| format!("failed to open {}", root.display()))?);
@@ -71,11 +69,12 @@ impl Receiver {
             recent: (String::new(), top.clone()),
             top,
             mode,
+            top_is_new,
             next_id: 0,
             last_path: None,
             directories: Vec::new(),
             sent: HashMap::new(),
-            growing: HashMap::new(),
+            wanted: HashMap::new(),
             links: Vec::new(),
             announced: false,
             finished: false,
@@ -94,20 +93,20 @@ impl Receiver {
                 self.finish()
             }
             Packet::Data { id, data } => {
-                let mut file = self.growing.remove(&id).ok_or_else(|| Fault::invalid(format!("invalid file request {id}")))?;
-                let path = file.stat.path.clone();
-                let shown = self.root.join(&path);
+                let mut file = self.wanted.remove(&id).ok_or_else(|| Fault::invalid(format!("invalid file request {id}")))?;
+                let shown = self.root.join(&file.stat.path);
                 let context = || format!("failed to write {}", shown.display());
+                let mut growing = match file.growing.take() {
+                    Some(growing) => growing,
+                    None => self.create(id, &file.stat).with_context(context)?,
+                };
                 if data.is_empty() {
-                    self.complete(file).with_context(context)?;
+                    growing.complete(file.stat.mod_time).with_context(context)?;
                     return self.finish();
                 }
-                let open = match &mut file.open {
-                    Some(open) => open,
-                    none => none.insert(self.temporary(id, &path).with_context(context)?),
-                };
-                open.file.write_all(&data).with_context(context)?;
-                self.growing.insert(id, file);
+                growing.write(&data).with_context(context)?;
+                file.growing = Some(growing);
+                self.wanted.insert(id, file);
                 Ok(None)
             }
             Packet::Error(text) => Err(Fault::new(Kind::Unknown, format!("error from sender: {text}"))),
@@ -127,13 +126,16 @@ impl Receiver {
         self.next_id += 1;
         let path = stat.path.clone();
         self.last_path = Some(path.clone());
-        self.sent.insert(path.clone(), stat.mode & go_mode::DIR != 0);
         let (parent, name) = split(&path);
-        let permissions = Permissions::from_raw_mode(go_mode::to_posix(stat.mode) & 0o7777);
+        let permissions = permissions(&stat);
         if stat.mode & go_mode::DIR != 0 {
-            self.make_directory(parent, name)?;
+            let is_new = self.make_directory(parent, name)?;
+            self.sent.insert(path.clone(), Sent::Directory { is_new });
             self.directories.push((path, permissions, stat.mod_time));
-        } else if stat.mode & go_mode::SYMLINK != 0 {
+            return Ok(None);
+        }
+        self.sent.insert(path.clone(), Sent::Other);
+        if stat.mode & go_mode::SYMLINK != 0 {
             let at = self.open_directory(parent)?;
             clear(&at, name)?;
             rustix::fs::symlinkat(&stat.linkname, &at, name).map_err(io::Error::from)?;
@@ -148,7 +150,7 @@ impl Receiver {
         } else if !stat.linkname.is_empty() {
             self.links.push((path, stat.linkname));
         } else {
-            self.growing.insert(id, Growing { stat, open: None });
+            self.wanted.insert(id, Wanted { stat, growing: None });
             return Ok(Some(Packet::Request { id }));
         }
         Ok(None)
@@ -164,57 +166,47 @@ impl Receiver {
             return bad("out of order");
         }
         let (parent, _) = split(&stat.path);
-        if !parent.is_empty() && self.sent.get(parent) != Some(&true) {
+        if !parent.is_empty() && !matches!(self.sent.get(parent), Some(Sent::Directory { .. })) {
             return bad("its directory was not sent");
         }
         let hard_link = stat.mode & go_mode::SYMLINK == 0 && !stat.linkname.is_empty();
-        if hard_link && self.sent.get(&stat.linkname) != Some(&false) {
+        if hard_link && self.sent.get(&stat.linkname) != Some(&Sent::Other) {
             return bad("a hard link to what was not sent");
         }
         Ok(())
     }
 
-    /// Leaves a directory that exists; anything else of that name is replaced. Ours to write in until the end.
-    fn make_directory(&mut self, parent: &str, name: &str) -> Result<()> {
+    /// Leaves a directory that exists; anything else of that name is replaced. Ours to write in until the end. Says whether it is new.
+    fn make_directory(&mut self, parent: &str, name: &str) -> Result<bool> {
         let at = self.open_directory(parent)?;
+        let make = || rustix::fs::mkdirat(&at, name, Permissions::RWXU);
+        match make() {
+            Ok(()) => return Ok(true),
+            Err(Errno::EXIST) => {}
+            Err(e) => return Err(io::Error::from(e).into()),
+        }
         let found = rustix::fs::statat(&at, name, AtFlags::SYMLINK_NOFOLLOW);
         if found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory) {
             // Not ours to change, perhaps; then writing in it fails or works by itself.
             let _ = rustix::fs::chmodat(&at, name, Permissions::RWXU, AtFlags::empty());
-            return Ok(());
+            return Ok(false);
         }
         clear(&at, name)?;
-        Ok(rustix::fs::mkdirat(&at, name, Permissions::RWXU).map_err(io::Error::from)?)
+        make().map_err(io::Error::from)?;
+        Ok(true)
     }
 
-    fn temporary(&mut self, id: u32, path: &str) -> Result<Temporary> {
-        let (parent, _) = split(path);
+    fn create(&mut self, id: u32, stat: &Stat) -> Result<Growing> {
+        let (parent, name) = split(&stat.path);
         let directory = self.open_directory(parent)?;
-        let name = format!(".tmp.kiln-{}-{id}", std::process::id());
-        clear(&directory, &name)?;
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&directory, &name, flags, Permissions::RUSR | Permissions::WUSR).map_err(io::Error::from)?;
-        Ok(Temporary { file: file.into(), directory, name, renamed: false })
-    }
-
-    fn complete(&mut self, file: Growing) -> Result<()> {
-        let Growing { stat, open } = file;
-        let mut open = match open {
-            Some(open) => open,
-            None => self.temporary(u32::MAX, &stat.path)?,
-        };
-        let permissions = Permissions::from_raw_mode(go_mode::to_posix(stat.mode) & 0o7777);
-        rustix::fs::fchmod(&open.file, permissions).map_err(io::Error::from)?;
-        rustix::fs::futimens(&open.file, &times(stat.mod_time)).map_err(io::Error::from)?;
-        let (_, name) = split(&stat.path);
-        clear(&open.directory, name)?;
-        rustix::fs::renameat(&open.directory, &open.name, &open.directory, name).map_err(io::Error::from)?;
-        open.renamed = true;
-        Ok(())
+        let is_new = if parent.is_empty() { self.top_is_new } else { self.sent.get(parent) == Some(&Sent::Directory { is_new: true }) };
+        let name = name.to_owned();
+        let permissions = permissions(stat);
+        Ok(if is_new { Growing::in_place(directory, name, permissions, id)? } else { Growing::aside(directory, name, permissions, id)? })
     }
 
     fn finish(&mut self) -> Result<Option<Packet>> {
-        if !self.announced || !self.growing.is_empty() || self.finished {
+        if !self.announced || !self.wanted.is_empty() || self.finished {
             return Ok(None);
         }
         for (path, target) in std::mem::take(&mut self.links) {
@@ -262,55 +254,29 @@ fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-fn open_directory_at(at: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(at, name, flags, Permissions::empty())?)
+fn permissions(stat: &Stat) -> Permissions {
+    Permissions::from_raw_mode(go_mode::to_posix(stat.mode) & 0o7777)
 }
 
-fn times(mod_time: i64) -> Timestamps {
-    let at = Timespec { tv_sec: mod_time.div_euclid(1_000_000_000), tv_nsec: mod_time.rem_euclid(1_000_000_000) };
-    Timestamps { last_access: at, last_modification: at }
-}
-
-fn set_times(at: &OwnedFd, name: &str, mod_time: i64) -> io::Result<()> {
-    Ok(rustix::fs::utimensat(at, name, &times(mod_time), AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-/// Removes what lies at a name, with all below it.
-fn clear(at: &OwnedFd, name: &str) -> io::Result<()> {
-    use rustix::io::Errno;
-    match rustix::fs::unlinkat(at, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {
-            let directory = open_directory_at(at, name)?;
-            for entry in names(&directory)? {
-                clear(&directory, &entry)?;
-            }
-            Ok(rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)?)
-        }
-        Err(e) => Err(e.into()),
+/// Says whether it was missing.
+fn make_root(root: &Path) -> io::Result<bool> {
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::create_dir(root) {
+        Ok(()) => Ok(true),
+        // Is it a directory, or a link to one?
+        Err(_) => std::fs::create_dir_all(root).map(|()| false),
     }
 }
 
-fn names(directory: &OwnedFd) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_str().map_err(|_| io::Error::other("a name is not UTF-8"))?;
-        if !matches!(name, "." | "..") {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
-}
-
-fn delete_unsent(at: &OwnedFd, path: &str, sent: &HashMap<String, bool>) -> io::Result<()> {
+fn delete_unsent(at: &OwnedFd, path: &str, sent: &HashMap<String, Sent>) -> io::Result<()> {
     for name in names(at)? {
         let below = if path.is_empty() { name.clone() } else { format!("{path}/{name}") };
         match sent.get(&below) {
             None => clear(at, &name)?,
-            Some(true) => delete_unsent(&open_directory_at(at, &name)?, &below, sent)?,
-            Some(false) => {}
+            Some(Sent::Directory { .. }) => delete_unsent(&open_directory_at(at, &name)?, &below, sent)?,
+            Some(Sent::Other) => {}
         }
     }
     Ok(())
@@ -412,13 +378,65 @@ mod tests {
         assert!(receiver.take(Packet::Fin).is_err());
     }
 
+    /// Begins `new/a` and `a`, and says what lies in `new` and above it while they grow.
+    fn begin(root: &Path) -> (Receiver, Vec<String>) {
+        let mut receiver = Receiver::new(root, Mode::Keep).unwrap();
+        for stat in [stat("a", 0o644), stat("new", go_mode::DIR | 0o755), stat("new/a", 0o644)] {
+            receiver.take(Packet::Stat(stat)).unwrap();
+        }
+        for id in [0, 2] {
+            receiver.take(Packet::Data { id, data: "x".into() }).unwrap();
+        }
+        let found = [root.to_owned(), root.join("new")].map(|place| names(&std::fs::File::open(place).unwrap().into()).unwrap());
+        (receiver, found.concat())
+    }
+
     #[test]
-    fn an_aborted_transfer_leaves_no_temporary_file() {
+    fn an_aborted_transfer_leaves_no_part_of_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        let (receiver, found) = begin(root.path());
+        assert_eq!(found.iter().filter(|name| name.starts_with(".tmp.")).count(), 1, "{found:?}");
+        drop(receiver);
+        assert_eq!(names(&std::fs::File::open(root.path()).unwrap().into()).unwrap(), ["new"]);
+        assert_eq!(std::fs::read_dir(root.path().join("new")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_grows_under_its_own_name_only_where_all_is_new() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("a"), "old").unwrap();
+        let (_receiver, mut found) = begin(root.path());
+        found.sort();
+        assert!(found.len() == 4 && found[0].starts_with(".tmp.") && found[1..] == ["a", "a", "new"], "{found:?}");
+        assert_eq!(std::fs::read_to_string(root.path().join("a")).unwrap(), "old", "whole until it is replaced");
+        let missing = root.path().join("b/c");
+        let (_receiver, mut found) = begin(&missing);
+        found.sort();
+        assert_eq!(found, ["a", "a", "new"]);
+    }
+
+    #[test]
+    fn what_somebody_puts_into_a_new_directory_is_replaced_not_followed() {
+        let outside = tempfile::NamedTempFile::new().unwrap();
         let root = tempfile::tempdir().unwrap();
         let mut receiver = Receiver::new(root.path(), Mode::Keep).unwrap();
-        receiver.take(Packet::Stat(stat("a", 0o644))).unwrap();
-        receiver.take(Packet::Data { id: 0, data: "x".into() }).unwrap();
-        drop(receiver);
-        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+        for path in ["new/link", "new/tree"] {
+            let _ = receiver.take(Packet::Stat(stat("new", go_mode::DIR | 0o755)));
+            receiver.take(Packet::Stat(stat(path, go_mode::SETUID | 0o711))).unwrap();
+        }
+        std::os::unix::fs::symlink(outside.path(), root.path().join("new/link")).unwrap();
+        std::fs::create_dir_all(root.path().join("new/tree/deep")).unwrap();
+        receiver.take(Packet::StatEnd).unwrap();
+        for id in [1, 2] {
+            receiver.take(Packet::Data { id, data: "x".into() }).unwrap();
+            receiver.take(Packet::Data { id, data: Default::default() }).unwrap();
+        }
+        assert!(receiver.is_finished());
+        for path in ["new/link", "new/tree"] {
+            use std::os::unix::fs::PermissionsExt as _;
+            let found = std::fs::symlink_metadata(root.path().join(path)).unwrap();
+            assert!(found.is_file() && found.permissions().mode() & 0o7777 == 0o4711, "{found:?}");
+        }
+        assert_eq!(std::fs::read(outside.path()).unwrap(), b"");
     }
 }
