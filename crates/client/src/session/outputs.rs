@@ -151,6 +151,12 @@ struct TreeCall {
     mode: Mode,
 }
 
+/// Packets that are handed over together, and how often that may be before they are taken.
+const SHARE: usize = 64;
+const SHARES: usize = 4;
+
+type Replies = mpsc::Sender<Vec<Result<PbPacket, Status>>>;
+
 impl StreamingService<PbPacket> for TreeCall {
     type Response = PbPacket;
     type ResponseStream = Answers<PbPacket>;
@@ -159,47 +165,36 @@ impl StreamingService<PbPacket> for TreeCall {
     fn call(&mut self, request: Request<Streaming<PbPacket>>) -> Self::Future {
         let (path, mode) = (self.path.clone(), self.mode);
         Box::pin(async move {
-            let (answers, stream) = mpsc::channel(QUEUE);
+            let (replies, stream) = mpsc::channel(SHARES);
             let incoming = request.into_inner();
             task::spawn("receive tree", async move {
-                if let Err(fault) = receive(path, mode, incoming, &answers).await {
+                if let Err(fault) = receive(path, mode, incoming, &replies).await {
                     let packet = wire::from_packet(session::Packet::Error(fault.to_string()));
-                    let _ = answers.send(Ok(packet)).await;
-                    let _ = answers.send(Err(status::of_build(&fault))).await;
+                    let _ = replies.send(vec![Ok(packet), Err(status::of_build(&fault))]).await;
                 }
             });
-            Ok(Response::new(Box::pin(ReceiverStream::new(stream)) as Answers<PbPacket>))
+            let stream = futures_util::StreamExt::flat_map(ReceiverStream::new(stream), futures_util::stream::iter);
+            Ok(Response::new(Box::pin(stream) as Answers<PbPacket>))
         })
     }
 }
 
-async fn receive(
-    path: PathBuf,
-    mode: Mode,
-    mut incoming: Streaming<PbPacket>,
-    answers: &mpsc::Sender<Result<PbPacket, Status>>,
-) -> Result<()> {
+async fn receive(path: PathBuf, mode: Mode, incoming: Streaming<PbPacket>, replies: &Replies) -> Result<()> {
     let receiver = task::blocking(move || Receiver::new(&path, mode)).await?;
     let receiver = Arc::new(Mutex::new(receiver));
-    let (packets, queue) = mpsc::channel(QUEUE);
-    let replies = answers.clone();
+    let (packets, queue) = mpsc::channel(SHARES);
     let working = task::spawn("write tree", {
-        let receiver = receiver.clone();
+        let (receiver, replies) = (receiver.clone(), replies.clone());
         task::blocking(move || work(&receiver, queue, &replies))
     });
+    // Most packets are small, and so is what is done with one: what has come already goes on together.
+    let mut incoming = futures_util::StreamExt::ready_chunks(incoming, SHARE);
     let mut broken = None;
-    loop {
-        match incoming.message().await {
-            Ok(Some(packet)) => {
-                if packets.send(packet).await.is_err() {
-                    break;
-                }
-            }
-            Ok(None) => break,
-            Err(status) => {
-                broken = Some(status::into_fault(&status));
-                break;
-            }
+    while let Some(share) = incoming.next().await {
+        let sound = |packet: Result<_, Status>| packet.map_err(|status| broken = Some(status::into_fault(&status))).ok();
+        let share = share.into_iter().map_while(sound).collect();
+        if packets.send(share).await.is_err() || broken.is_some() {
+            break;
         }
     }
     drop(packets);
@@ -211,14 +206,16 @@ async fn receive(
 }
 
 /// Blocking.
-fn work(receiver: &Mutex<Receiver>, mut queue: mpsc::Receiver<PbPacket>, replies: &mpsc::Sender<Result<PbPacket, Status>>) -> Result<()> {
+fn work(receiver: &Mutex<Receiver>, mut queue: mpsc::Receiver<Vec<PbPacket>>, replies: &Replies) -> Result<()> {
     let mut receiver = receiver.lock().expect("no holder of this lock panics");
-    while let Some(packet) = queue.blocking_recv() {
-        if let Some(reply) = receiver.take(wire::into_packet(packet)?)? {
-            // A sender that does not listen any more will not send what was asked for either.
-            if replies.blocking_send(Ok(wire::from_packet(reply))).is_err() {
-                return Ok(());
-            }
+    while let Some(share) = queue.blocking_recv() {
+        let mut answers = Vec::new();
+        for packet in share {
+            answers.extend(receiver.take(wire::into_packet(packet)?)?.map(|reply| Ok(wire::from_packet(reply))));
+        }
+        // A sender that does not listen any more will not send what was asked for either.
+        if !answers.is_empty() && replies.blocking_send(answers).is_err() {
+            return Ok(());
         }
     }
     Ok(())
