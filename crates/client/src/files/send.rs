@@ -1,10 +1,10 @@
 //! The sending side of a transfer: announce everything, then answer requests.
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use fault::{Fault, Kind, Result};
 use session::{Packet, PacketSink, PacketSource, go_mode};
 use tokio::sync::mpsc;
@@ -16,10 +16,21 @@ use super::walk::{self, WalkError};
 const READERS: usize = 4;
 /// Bytes of a file in one packet.
 const CHUNK: usize = 128 << 10;
-const QUEUE: usize = 64;
+/// Packets that go to the stream together.
+const BATCH: usize = 64;
+/// Batches that wait for the stream.
+const QUEUE: usize = 4;
 
-/// Paths of announced regular files by id; an id is spent by its request.
-type Announced = Arc<Mutex<Vec<Option<String>>>>;
+type Batch = Vec<Packet>;
+/// Announced regular files by id; an id is spent by its request.
+type Announced = Arc<Mutex<Vec<Option<Wanted>>>>;
+
+/// A file that may be asked for, or was.
+struct Wanted {
+    path: String,
+    /// As it was announced; only says how much memory to take.
+    size: u64,
+}
 
 /// Sends what `filter` lets through of `root`, and ends when the receiver has all it wants.
 pub async fn send(root: PathBuf, filter: Filter, sink: Box<dyn PacketSink>, mut source: Box<dyn PacketSource>) -> Result<()> {
@@ -49,47 +60,51 @@ pub async fn send(root: PathBuf, filter: Filter, sink: Box<dyn PacketSink>, mut 
     forwarded
 }
 
-async fn forward(mut outgoing: mpsc::Receiver<Packet>, mut sink: Box<dyn PacketSink>) -> Result<()> {
-    while let Some(packet) = outgoing.recv().await {
-        sink.send(packet).await?;
+async fn forward(mut outgoing: mpsc::Receiver<Batch>, mut sink: Box<dyn PacketSink>) -> Result<()> {
+    while let Some(batch) = outgoing.recv().await {
+        for packet in batch {
+            sink.send(packet).await?;
+        }
     }
     Ok(())
 }
 
 /// Blocking.
-fn announce(root: &Path, filter: &Filter, packets: &mpsc::Sender<Packet>, announced: &Announced) -> Result<()> {
+fn announce(root: &Path, filter: &Filter, packets: &mpsc::Sender<Batch>, announced: &Announced) -> Result<()> {
+    let mut batch = Batch::with_capacity(BATCH);
     let outcome = walk::walk(root, filter, |stat| {
         let regular = stat.mode
             & (go_mode::DIR | go_mode::SYMLINK | go_mode::DEVICE | go_mode::NAMED_PIPE | go_mode::SOCKET | go_mode::IRREGULAR)
             == 0;
-        announced.lock().expect("no holder of this lock panics").push(regular.then(|| stat.path.clone()));
-        packets.blocking_send(Packet::Stat(stat)).map_err(|_| WalkError::Stopped)
+        let wanted = regular.then(|| Wanted { path: stat.path.clone(), size: u64::try_from(stat.size).unwrap_or(0) });
+        announced.lock().expect("no holder of this lock panics").push(wanted);
+        batch.push(Packet::Stat(stat));
+        if batch.len() < BATCH { Ok(()) } else { packets.blocking_send(std::mem::take(&mut batch)).map_err(|_| WalkError::Stopped) }
     });
-    match outcome {
-        Ok(()) => packets.blocking_send(Packet::StatEnd).map_err(|_| Fault::of(Kind::Canceled, WalkError::Stopped)),
-        Err(error) => {
-            let text = fault::chain(&error);
-            let _ = packets.blocking_send(Packet::Error(text));
-            Err(Fault::of(Kind::Unknown, error))
-        }
-    }
+    batch.push(match &outcome {
+        Ok(()) => Packet::StatEnd,
+        Err(error) => Packet::Error(fault::chain(error)),
+    });
+    let sent = packets.blocking_send(batch);
+    outcome.map_err(|error| Fault::of(Kind::Unknown, error))?;
+    sent.map_err(|_| Fault::of(Kind::Canceled, WalkError::Stopped))
 }
 
 async fn answer(
     source: &mut Box<dyn PacketSource>,
-    requests: &mpsc::UnboundedSender<(u32, String)>,
-    packets: &mpsc::Sender<Packet>,
+    requests: &mpsc::UnboundedSender<(u32, Wanted)>,
+    packets: &mpsc::Sender<Batch>,
     announced: &Announced,
 ) -> Result<()> {
     loop {
         match source.receive().await? {
             Some(Packet::Request { id }) => {
                 let spent = || Fault::invalid(format!("invalid file id {id}"));
-                let path = announced.lock().expect("no holder of this lock panics").get_mut(id as usize).and_then(Option::take);
-                let _ = requests.send((id, path.ok_or_else(spent)?));
+                let wanted = announced.lock().expect("no holder of this lock panics").get_mut(id as usize).and_then(Option::take);
+                let _ = requests.send((id, wanted.ok_or_else(spent)?));
             }
             Some(Packet::Fin) => {
-                let _ = packets.send(Packet::Fin).await;
+                let _ = packets.send(vec![Packet::Fin]).await;
                 return Ok(());
             }
             Some(Packet::Error(text)) => return Err(Fault::new(Kind::Unknown, format!("error from receiver: {text}"))),
@@ -100,27 +115,40 @@ async fn answer(
 }
 
 /// Blocking. Ends when nobody can ask any more.
-fn read_wanted(root: &Path, packets: &mpsc::Sender<Packet>, wanted: &Mutex<mpsc::UnboundedReceiver<(u32, String)>>) -> Result<()> {
-    let mut buffer = BytesMut::new();
+fn read_wanted(root: &Path, packets: &mpsc::Sender<Batch>, wanted: &Mutex<mpsc::UnboundedReceiver<(u32, Wanted)>>) -> Result<()> {
     loop {
         let next = wanted.lock().expect("no holder of this lock panics").blocking_recv();
-        let Some((id, path)) = next else { return Ok(()) };
+        let Some((id, wanted)) = next else { return Ok(()) };
+        let mut batch = Batch::new();
         // A file that is gone or unreadable by now is sent as empty, as upstream's sender does.
-        if let Ok(mut file) = File::open(root.join(path)) {
+        if let Ok(mut file) = File::open(root.join(wanted.path)) {
+            let mut left = wanted.size;
             loop {
-                buffer.resize(CHUNK, 0);
-                let length = file.read(&mut buffer)?;
-                if length == 0 {
+                let data = read(&mut file, left)?;
+                left = left.saturating_sub(data.len() as u64);
+                let is_last = data.len() < CHUNK;
+                if !data.is_empty() {
+                    batch.push(Packet::Data { id, data: data.into() });
+                }
+                if is_last {
                     break;
                 }
-                let data = buffer.split_to(length).freeze();
-                if packets.blocking_send(Packet::Data { id, data }).is_err() {
+                if packets.blocking_send(std::mem::take(&mut batch)).is_err() {
                     return Ok(());
                 }
             }
         }
-        if packets.blocking_send(Packet::Data { id, data: Bytes::new() }).is_err() {
+        batch.push(Packet::Data { id, data: Bytes::new() });
+        if packets.blocking_send(batch).is_err() {
             return Ok(());
         }
     }
+}
+
+/// The next bytes of a file that should have as many `left`; fewer than a packet takes only at its end.
+fn read(file: &mut File, left: u64) -> io::Result<Vec<u8>> {
+    // With room for one byte more, the end shows without another round.
+    let mut data = Vec::with_capacity(usize::try_from(left.saturating_add(1)).unwrap_or(CHUNK).min(CHUNK));
+    file.take(CHUNK as u64).read_to_end(&mut data)?;
+    Ok(data)
 }

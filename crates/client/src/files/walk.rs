@@ -1,12 +1,14 @@
 //! Walks a directory in the protocol's order: by path components, parents before children.
 use std::collections::HashMap;
-use std::fs::{DirEntry, Metadata};
+use std::ffi::OsStr;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use patterns::Parent;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat as Metadata};
+use rustix::io::Errno;
 use session::{Stat, go_mode};
 
 use super::filter::{Filter, Verdict};
@@ -25,19 +27,15 @@ pub enum WalkError {
 
 /// Calls `found` for everything below `root` that `filter` lets through, with the directories above it. Owners are shown as root. Blocking.
 pub fn walk(root: &Path, filter: &Filter, mut found: impl FnMut(Stat) -> Result<(), WalkError>) -> Result<(), WalkError> {
-    let metadata = std::fs::metadata(root).map_err(|source| WalkError::Io { path: root.to_owned(), source })?;
-    if !metadata.is_dir() {
-        return Err(WalkError::Io {
-            path: root.to_owned(),
-            source: io::Error::from_raw_os_error(rustix::io::Errno::NOTDIR.raw_os_error()),
-        });
-    }
-    let mut walk = Walk { root, filter, inodes: HashMap::new(), open: Vec::new(), found: &mut found };
-    walk.directory("", &(Parent::default(), Parent::default()))
+    let failed = |source| WalkError::Io { path: root.to_owned(), source };
+    let handle = open(CWD, root, OFlags::empty()).map_err(|e| failed(e.into()))?;
+    let mut walk = Walk { place: root.to_owned(), filter, inodes: HashMap::new(), open: Vec::new(), found: &mut found };
+    walk.directory("", &handle, &(Parent::default(), Parent::default()))
 }
 
 struct Walk<'a, F> {
-    root: &'a Path,
+    /// Where it is now, from the root on.
+    place: PathBuf,
     filter: &'a Filter,
     /// First path of each file with several links.
     inodes: HashMap<(u64, u64), String>,
@@ -47,76 +45,90 @@ struct Walk<'a, F> {
 }
 
 impl<F: FnMut(Stat) -> Result<(), WalkError>> Walk<'_, F> {
-    fn directory(&mut self, directory: &str, above: &(Parent, Parent)) -> Result<(), WalkError> {
-        let place = self.root.join(directory);
-        let read = |source| WalkError::Io { path: place.clone(), source };
-        let entries = match std::fs::read_dir(&place) {
-            // Gone since it was seen.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !directory.is_empty() => return Ok(()),
-            entries => entries.map_err(read)?,
-        };
-        let mut entries = entries.collect::<io::Result<Vec<DirEntry>>>().map_err(read)?;
-        entries.sort_unstable_by(|a, b| a.file_name().as_bytes().cmp(b.file_name().as_bytes()));
-        for entry in entries {
-            self.entry(directory, &entry, above)?;
+    fn directory(&mut self, directory: &str, handle: &OwnedFd, above: &(Parent, Parent)) -> Result<(), WalkError> {
+        let mut entries = entries(handle).map_err(|e| self.failed(e))?;
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, kind) in entries {
+            self.place.push(OsStr::from_bytes(&name));
+            let name = String::from_utf8(name).map_err(|_| WalkError::Name { path: self.place.clone() })?;
+            let path = if directory.is_empty() { name.clone() } else { format!("{directory}/{name}") };
+            self.entry(path, handle, &name, kind, above)?;
+            self.place.pop();
         }
         Ok(())
     }
 
-    fn entry(&mut self, directory: &str, entry: &DirEntry, above: &(Parent, Parent)) -> Result<(), WalkError> {
-        let name = entry.file_name();
-        let name = name.to_str().ok_or_else(|| WalkError::Name { path: entry.path() })?;
-        let path = if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") };
-        let failed = |source| WalkError::Io { path: entry.path(), source };
-        let is_dir = entry.file_type().map_err(failed)?.is_dir();
+    fn entry(&mut self, path: String, at: &OwnedFd, name: &str, kind: FileType, above: &(Parent, Parent)) -> Result<(), WalkError> {
+        let mut metadata = None;
+        let mut is_dir = kind == FileType::Directory;
+        // Not all file systems say so in a listing.
+        if kind == FileType::Unknown {
+            let Some(found) = self.look(at, name)? else { return Ok(()) };
+            is_dir = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+            metadata = Some(found);
+        }
         let (verdict, below) = self.filter.judge(&path, is_dir, above)?;
-        if verdict == Verdict::Skip {
+        if verdict == Verdict::Skip || verdict == Verdict::Pass && !is_dir {
             return Ok(());
         }
-        if verdict == Verdict::Pass && !is_dir {
-            return Ok(());
-        }
-        let metadata = match entry.metadata() {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            metadata => metadata.map_err(failed)?,
-        };
-        let stat = self.stat(&path, &entry.path(), &metadata).map_err(failed)?;
+        let Some(metadata) = (if metadata.is_some() { metadata } else { self.look(at, name)? }) else { return Ok(()) };
+        let stat = self.stat(&path, at, name, &metadata).map_err(|e| self.failed(e))?;
+        let mut held = None;
         if verdict == Verdict::Take {
-            for above in &mut self.open {
-                if let Some(stat) = above.take() {
-                    (self.found)(stat)?;
-                }
+            for stat in self.open.iter_mut().filter_map(Option::take) {
+                (self.found)(stat)?;
             }
-            (self.found)(stat.clone())?;
+            (self.found)(stat)?;
+        } else {
+            held = Some(stat);
         }
         if is_dir {
-            self.open.push((verdict == Verdict::Pass).then_some(stat));
-            self.directory(&path, &below)?;
+            let handle = match open(at, name, OFlags::NOFOLLOW) {
+                // Gone since it was seen.
+                Err(Errno::NOENT) => return Ok(()),
+                handle => handle.map_err(|e| self.failed(e.into()))?,
+            };
+            self.open.push(held);
+            self.directory(&path, &handle, &below)?;
             self.open.pop();
         }
         Ok(())
     }
 
-    fn stat(&mut self, path: &str, place: &Path, metadata: &Metadata) -> io::Result<Stat> {
-        let mode = go_mode::from_posix(metadata.mode()) & !go_mode::SOCKET;
+    /// `None` if it is gone since it was listed.
+    fn look(&self, at: &OwnedFd, name: &str) -> Result<Option<Metadata>, WalkError> {
+        match rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(metadata) => Ok(Some(metadata)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(self.failed(e.into())),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> WalkError {
+        WalkError::Io { path: self.place.clone(), source }
+    }
+
+    fn stat(&mut self, path: &str, at: &OwnedFd, name: &str, metadata: &Metadata) -> io::Result<Stat> {
+        let mode = go_mode::from_posix(metadata.st_mode) & !go_mode::SOCKET;
+        let is_dir = mode & go_mode::DIR != 0;
         let mut stat = Stat {
             path: path.to_owned(),
             mode,
-            size: if metadata.is_dir() { 0 } else { metadata.len() as i64 },
-            mod_time: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
-            xattrs: xattrs(place)?,
+            size: if is_dir { 0 } else { metadata.st_size },
+            mod_time: metadata.st_mtime.saturating_mul(1_000_000_000).saturating_add_unsigned(metadata.st_mtime_nsec),
+            xattrs: xattrs(&self.place)?,
             ..Stat::default()
         };
         if mode & go_mode::SYMLINK != 0 {
-            let target = std::fs::read_link(place)?;
-            stat.linkname = target.into_os_string().into_string().map_err(|_| io::Error::other("the link's target is not UTF-8"))?;
+            let target = rustix::fs::readlinkat(at, name, Vec::new())?;
+            stat.linkname = target.into_string().map_err(|_| io::Error::other("the link's target is not UTF-8"))?;
         }
         if mode & go_mode::DEVICE != 0 {
-            stat.devmajor = rustix::fs::major(metadata.rdev()).into();
-            stat.devminor = rustix::fs::minor(metadata.rdev()).into();
+            stat.devmajor = rustix::fs::major(metadata.st_rdev).into();
+            stat.devminor = rustix::fs::minor(metadata.st_rdev).into();
         }
-        if !metadata.is_dir() && metadata.nlink() > 1 {
-            match self.inodes.entry((metadata.dev(), metadata.ino())) {
+        if !is_dir && metadata.st_nlink > 1 {
+            match self.inodes.entry((metadata.st_dev, metadata.st_ino)) {
                 std::collections::hash_map::Entry::Occupied(first) => {
                     stat.linkname = first.get().clone();
                     stat.size = 0;
@@ -130,8 +142,24 @@ impl<F: FnMut(Stat) -> Result<(), WalkError>> Walk<'_, F> {
     }
 }
 
+fn open(at: impl AsFd, path: impl rustix::path::Arg, more: OFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | more, Mode::empty())
+}
+
+/// Names in a directory, in no order.
+fn entries(handle: &OwnedFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
+    let mut entries = Vec::new();
+    for entry in Dir::read_from(handle)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            entries.push((name.to_vec(), entry.file_type()));
+        }
+    }
+    Ok(entries)
+}
+
 fn xattrs(path: &Path) -> io::Result<std::collections::BTreeMap<String, bytes::Bytes>> {
-    use rustix::io::Errno;
     let mut names = [0u8; 4096];
     let mut large = Vec::new();
     let listed = match rustix::fs::llistxattr(path, &mut names) {
