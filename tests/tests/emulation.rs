@@ -125,9 +125,14 @@ fn registry() -> Registry {
 }
 
 fn build(daemon: &Daemon, platforms: &str, dockerfile: &str) -> (Output, String) {
+    build_with(daemon, platforms, dockerfile, &[])
+}
+
+fn build_with(daemon: &Daemon, platforms: &str, dockerfile: &str, flags: &[&str]) -> (Output, String) {
     let dir = context(dockerfile);
     let context = dir.path().join("context");
-    let output = daemon.kiln(&["build", "--progress", "plain", "--platform", platforms, context.to_str().unwrap()]).output().unwrap();
+    let args = [&["build", "--progress", "plain", "--platform", platforms][..], flags, &[context.to_str().unwrap()]].concat();
+    let output = daemon.kiln(&args).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     (output, said)
 }
@@ -173,5 +178,51 @@ fn what_the_cache_holds_needs_no_emulator() {
     daemon.set_path(NOWHERE);
     daemon.restart();
     let (output, said) = build(&daemon, "linux/arm64", &dockerfile);
+    assert!(output.status.success() && said.contains("CACHED"), "{said}");
+}
+
+#[test]
+fn a_step_that_is_in_the_cache_with_other_inputs_is_refused_before_any_other_has_run() {
+    let (registry, mut daemon) = (registry(), Daemon::start_with_path(DEBIAN, &[]));
+    let dockerfile = |note: &str| {
+        format!(
+            "FROM --platform=$BUILDPLATFORM {host}/native AS native\nRUN echo $((40 + 2)) have run {note}\n\
+             FROM {host}/foreign\nCOPY Dockerfile /\nRUN busybox uname -m\nCOPY --from=native /etc/passwd /\n",
+            host = registry.host()
+        )
+    };
+    let (output, said) = build(&daemon, "linux/arm64", &dockerfile("first"));
+    assert!(output.status.success() && said.contains("aarch64") && said.contains("42 have run"), "{said}");
+    daemon.stop();
+    daemon.set_path(NOWHERE);
+    daemon.restart();
+    let (output, said) = build(&daemon, "linux/arm64", &dockerfile("first"));
+    assert!(output.status.success(), "{said}");
+    let (output, said) = build(&daemon, "linux/arm64", &dockerfile("second"));
+    assert!(!output.status.success() && said.contains("apt-get install qemu-user-static") && said.contains("Dockerfile:5"), "{said}");
+    assert!(!said.contains("42 have run"), "{said}");
+}
+
+#[test]
+fn what_an_imported_cache_holds_needs_no_emulator_and_the_rest_is_refused_before_any_step_has_run() {
+    let (registry, maker) = (registry(), Daemon::start_with_path(DEBIAN, &[]));
+    let dir = tempfile::tempdir().unwrap();
+    let dockerfile = |says: &str| {
+        format!(
+            "FROM --platform=$BUILDPLATFORM {host}/native AS native\nRUN echo $((40 + 2)) have run {says}\n\
+             FROM {host}/foreign\nCOPY --from=native /etc/passwd /\nRUN busybox echo {says}\n",
+            host = registry.host()
+        )
+    };
+    let cache = dir.path().join("cache").display().to_string();
+    let (output, said) =
+        build_with(&maker, "linux/arm64", &dockerfile("this"), &["--cache-to", &format!("type=local,mode=max,dest={cache}")]);
+    assert!(output.status.success(), "{said}");
+    let daemon = Daemon::start_with_path(NOWHERE, &[]);
+    let from = ["--cache-from", &format!("type=local,src={cache}")];
+    let (output, said) = build_with(&daemon, "linux/arm64", &dockerfile("that"), &from);
+    assert!(!output.status.success() && said.contains("apt-get install qemu-user-static") && said.contains("Dockerfile:5"), "{said}");
+    assert!(said.contains("importing cache") && !said.contains("42 have run"), "{said}");
+    let (output, said) = build_with(&daemon, "linux/arm64", &dockerfile("this"), &from);
     assert!(output.status.success() && said.contains("CACHED"), "{said}");
 }

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 
+use oci::Digest;
 use solver::{CacheId, KeyId, Link, Record, Target};
 
 use crate::{Entry, Import, Index, KeyStore, Origin};
@@ -85,6 +86,12 @@ impl Caches {
             }
         }
         origins
+    }
+
+    /// Whether a vertex with that cache map and so many outputs was ever recorded, whatever its inputs were. Reads through all that is recorded.
+    pub fn has_recorded(&self, caches: &BTreeSet<CacheId>, map: &Digest, outputs: u32) -> bool {
+        let records: Vec<Digest> = (0..outputs).map(|output| KeyId::root(map, output).digest().clone()).collect();
+        self.named(caches).any(|(_, store)| store.has_recorded(&records)) || self.local.has_recorded(map)
     }
 
     /// The results of a key. `exists` says whether a result of the local index is still there.

@@ -49,6 +49,9 @@ pub struct Origin {
 /// A cache that a build brought with it. It is read before it is asked: none of the questions of [`KeyStore`] may wait for a network.
 #[async_trait]
 pub trait Import: KeyStore {
+    /// Whether an op was ever recorded, whatever its inputs were; `records` are its outputs as [`Origin::record`] has them.
+    fn has_recorded(&self, records: &[Digest]) -> bool;
+
     /// Makes a layer of a result; it may be a lazy one, which comes with the credentials of `sessions`. `None`: it is gone, and the step runs
     /// instead.
     async fn load(&self, result: &str, sessions: &Group, cancel: &Cancel) -> fault::Result<Option<Layer>>;

@@ -135,6 +135,10 @@ impl KeyStore for Imported {
 
 #[async_trait::async_trait]
 impl Import for Imported {
+    fn has_recorded(&self, records: &[Digest]) -> bool {
+        self.links.keys().any(|(_, link)| records.contains(KeyId::root(&link.digest, link.output).digest()))
+    }
+
     async fn load(&self, _: &str, _: &session::Group, _: &task::Cancel) -> fault::Result<Option<layers::Layer>> {
         Ok(None)
     }
@@ -148,7 +152,7 @@ fn imported_caches_are_asked_by_those_that_name_them() {
     caches.local().add(&key("local"), "layer1", 1);
     caches.local().add(&key("local"), "pruned", 1);
     let imported = Imported {
-        links: [((key("image"), link("run")), vec![key("local"), key("remote")])].into(),
+        links: [((key("image"), link("run")), vec![key("local"), key("remote")]), ((key("image"), link("elsewhere")), vec![])].into(),
         results: [(key("remote"), vec![Entry { result: "0".into(), created_at: 3 }])].into(),
     };
     let id = caches.add(Arc::new(imported));
@@ -156,6 +160,8 @@ fn imported_caches_are_asked_by_those_that_name_them() {
     let target = |name: &str, local| Target { id: key(name), local };
     assert_eq!(caches.links(&none, &key("image"), &link("run")), [target("local", true)]);
     assert_eq!(caches.links(&one, &key("image"), &link("run")), [target("local", true), target("remote", false)]);
+    let has = |caches_used: &BTreeSet<CacheId>, map: &str| caches.has_recorded(caches_used, &Digest::of(map), 1);
+    assert_eq!([has(&none, "run"), has(&none, "elsewhere"), has(&one, "elsewhere"), has(&one, "never")], [true, false, true, false]);
     let ids = |caches_used: &BTreeSet<CacheId>, name: &str| {
         let records = caches.records(caches_used, &key(name), |id| id != "pruned");
         records.into_iter().map(|r| (r.cache, r.id)).collect::<Vec<_>>()

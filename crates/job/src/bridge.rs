@@ -46,10 +46,7 @@ impl BuildBridge {
         }
         let policed = self.build.police_graph(graph.clone(), &request.source_policies).await?;
         let imports = self.build.import(&request.cache_imports);
-        if imports.is_empty() {
-            // What a cache brings need not run here.
-            self.build.refuse_foreign(&policed).await?;
-        }
+        self.build.refuse_foreign(&policed, &imports).await?;
         let reference = BuildRef::new(self.build.clone(), graph, policed, imports)?;
         if request.evaluate {
             reference.layer().await?;

@@ -26,6 +26,13 @@ pub struct Importing {
     found: watch::Receiver<Option<BTreeSet<CacheId>>>,
 }
 
+impl Importing {
+    /// What it gave, once it was read. `None`: it came to its end before.
+    pub async fn arrived(&self) -> Option<BTreeSet<CacheId>> {
+        self.found.clone().wait_for(Option::is_some).await.ok()?.clone()
+    }
+}
+
 /// Says that an import has come to its end, however it ends: builds wait for that.
 struct Arrival {
     engine: Engine,

@@ -1,8 +1,10 @@
 //! Steps of a platform that nothing here runs are refused before any step of the build has run, where it is certain that they would fail.
 //!
 //! A platform's name alone is no proof: images of one platform are often used for another. The image that the step starts from must say
-//! itself that it is of that platform. And a step that a cache may hold need not run at all.
-use std::collections::HashMap;
+//! itself that it is of that platform. And a step that a cache may hold need not run at all: caches are asked first, as far as they can answer
+//! without any step having run.
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use fault::{Detail, Fault, Result};
 use frontend::ResolveRequest;
@@ -11,11 +13,12 @@ use oci::Platform;
 use progress::Reporter;
 
 use crate::build::Build;
+use crate::caches::Importing;
 use crate::platforms;
 
 impl Build {
-    /// Fails with what would help, and where in the client's files the step is.
-    pub(crate) async fn refuse_foreign(&self, graph: &Graph) -> Result<()> {
+    /// Fails with what would help, and where in the client's files the step is. Waits for the imports, but only where a step is about to be refused.
+    pub(crate) async fn refuse_foreign(&self, graph: &Graph, imports: &[Arc<Importing>]) -> Result<()> {
         let mut refusals: HashMap<&Platform, Option<Fault>> = HashMap::new();
         let mut refused = Vec::new();
         for vertex in &graph.vertices {
@@ -30,12 +33,35 @@ impl Build {
         let input = |edge: &Edge| vertices.get(&edge.vertex).map(|at| &graph.vertices[*at]);
         for (vertex, platform, refusal) in refused {
             let Some(image) = image_below(vertex, &input) else { continue };
-            if self.is_of(image, platform).await && !self.worker.has_recorded(vertex) {
+            if self.is_of(image, platform).await && !self.may_be_cached(vertex, graph, imports).await? {
                 let detail = Detail::Vertex { digest: vertex.digest.to_string() };
                 return Err(engine::for_client(refusal.context(vertex.name.clone()).with_detail(detail), graph));
             }
         }
         Ok(())
+    }
+
+    /// Whether a cache may hold what the step would make.
+    async fn may_be_cached(&self, step: &Vertex, graph: &Graph, imports: &[Arc<Importing>]) -> Result<bool> {
+        let Op::Exec(op) = &step.op else { return Ok(true) };
+        let outputs: BTreeSet<u32> = op.mounts.iter().filter_map(|mount| mount.output).collect();
+        let Some(output) = outputs.first().copied() else { return Ok(true) };
+        let mut caches = BTreeSet::new();
+        for import in imports {
+            caches.extend(self.cancel.run(async { Ok::<_, Fault>(import.arrived().await.unwrap_or_default()) }).await?);
+        }
+        let Some(digest) = self.worker.cache_digest(step) else { return Ok(false) };
+        let (all, count) = (self.worker.engine().caches().clone(), outputs.last().map_or(0, |last| last + 1));
+        if !task::blocking(move || Ok(all.has_recorded(&caches, &digest, count))).await? {
+            return Ok(false);
+        }
+        if stands_on_steps(step, graph) {
+            return Ok(true); // what it is known by may depend on what those make
+        }
+        let only = Graph { result: Some(Edge { vertex: step.digest.clone(), output }), ..graph.clone() };
+        let known = self.job.load_with(Arc::new(only), imports.iter().map(|import| import.cache).collect()).keys().await;
+        // A source that cannot be had is for its own vertex to complain about.
+        Ok(known.map_or(true, |keys| !keys.is_empty()))
     }
 
     /// Whether the image's own config names that platform. An image that cannot be had is for its own vertex to complain about.
@@ -47,6 +73,22 @@ impl Build {
         let same = |own: Platform| (own.os, own.architecture) == (normal.os.clone(), normal.architecture.clone());
         platforms::of_config(Some(&image.config)).is_ok_and(|own| same(own.normalized()))
     }
+}
+
+/// Whether anything would have to run for what a step is made of, beside sources and file operations.
+fn stands_on_steps(step: &Vertex, graph: &Graph) -> bool {
+    let vertices = graph.index();
+    let (mut seen, mut open) = (HashSet::new(), vec![step]);
+    while let Some(vertex) = open.pop() {
+        for at in vertex.inputs.iter().filter_map(|edge| vertices.get(&edge.vertex)).filter(|at| seen.insert(**at)) {
+            let below = &graph.vertices[*at];
+            if matches!(below.op, Op::Exec(_) | Op::Build(_)) {
+                return true;
+            }
+            open.push(below);
+        }
+    }
+    false
 }
 
 /// The image that an exec's root is made of by file operations alone. What another step has had its hands in may be of any platform.

@@ -279,10 +279,10 @@ impl Worker {
         Ok(self.runs.runner(&platform.clone().normalized())?.emulator())
     }
 
-    /// Whether such a step was ever run here, or its result came from another cache. Takes time; for when it is about to fail.
-    pub fn has_recorded(&self, vertex: &llb::Vertex) -> bool {
+    /// What caches know a step by, without its inputs.
+    pub fn cache_digest(&self, vertex: &llb::Vertex) -> Option<oci::Digest> {
         let platform = vertex.platform.clone().map_or_else(Platform::host, Platform::normalized);
-        llb::cache_key::of(vertex, &platform).is_ok_and(|key| self.index.has_recorded(&key.digest))
+        llb::cache_key::of(vertex, &platform).ok().map(|key| key.digest)
     }
 
     /// With `rescan`, platforms that became executable since are added; none ever leaves.

@@ -118,6 +118,10 @@ impl KeyStore for RemoteCache {
 
 #[async_trait]
 impl Import for RemoteCache {
+    fn has_recorded(&self, records: &[Digest]) -> bool {
+        self.keys.has_recorded(records)
+    }
+
     async fn load(&self, result: &str, sessions: &Group, cancel: &Cancel) -> Result<Option<Layer>> {
         let Some(blobs) = self.keys.stack(result) else { return Ok(None) };
         let depot = self.depot.clone().for_sessions(sessions);

@@ -140,6 +140,10 @@ impl Keys {
         self.results.get(key).cloned().unwrap_or_default()
     }
 
+    pub fn has_recorded(&self, records: &[Digest]) -> bool {
+        self.links.keys().any(|(_, step)| records.contains(&step.record))
+    }
+
     pub fn origins(&self, key: &KeyId) -> Vec<Origin> {
         self.origins.get(key).cloned().unwrap_or_default()
     }
@@ -310,6 +314,7 @@ mod tests {
         assert_eq!(keys.links(&image, &link("run", 0, None)), []);
         assert_eq!(keys.links(&KeyId::root(&digest("chain"), 0), &link("run", 0, None)), run);
         assert_eq!(keys.origins(&run[0]).len(), 2);
+        assert!(keys.has_recorded(&[root("other"), root("run")]) && !keys.has_recorded(&[root("other")]));
         let result = keys.results(&run[0]);
         assert_eq!(result[0].created_at, 1_704_067_200_000_000_000);
         let blobs = |result: &Entry| keys.stack(&result.result).unwrap().iter().map(|d| d.digest.clone()).collect::<Vec<_>>();
