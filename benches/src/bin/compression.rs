@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::time::Instant;
 
-use layers::{CompressionKind, CompressionRoom, Compressor};
+use layers::{Compression, CompressionKind, CompressionRoom};
 
 const ROUNDS: usize = 3;
 
@@ -46,14 +46,12 @@ struct Done {
 
 fn compress(runtime: &tokio::runtime::Runtime, block: &[u8], megabytes: usize, kind: CompressionKind, threads: usize) -> Done {
     let block = block.to_vec();
-    let work = move || {
-        let begun = Instant::now();
-        let mut compressor = Compressor::new(Output::default(), kind, None, CompressionRoom::new(threads));
-        (0..megabytes).for_each(|_| compressor.write_all(&block).unwrap());
-        let Output { size, hasher } = compressor.finish().unwrap();
-        Done { rate: megabytes as f64 / begun.elapsed().as_secs_f64(), size, digest: hasher.finish() }
-    };
-    runtime.block_on(async { tokio::task::spawn_blocking(work).await.unwrap() })
+    let produce = move |out: &mut dyn std::io::Write| Ok((0..megabytes).try_for_each(|_| out.write_all(&block))?);
+    let compression = Compression { kind, ..Compression::default() };
+    let begun = Instant::now();
+    let done = runtime.block_on(layers::compress(compression, CompressionRoom::new(threads), Output::default(), produce)).unwrap();
+    let Output { size, hasher } = done.out;
+    Done { rate: megabytes as f64 / begun.elapsed().as_secs_f64(), size, digest: hasher.finish() }
 }
 
 /// Hashed, as a blob is.

@@ -10,7 +10,7 @@ use oci::{Descriptor, Digest, Hasher, Timestamp};
 use progress::Reporter;
 use task::Cancel;
 
-use crate::compress::{Compression, CompressionKind, Compressor};
+use crate::compress::{CompressError, Compressed, Compression, CompressionKind, compress};
 use crate::error::{Error, Result};
 use crate::image::chained;
 use crate::node::{Kind, Layer, Node, State};
@@ -157,8 +157,8 @@ async fn create(layer: &Layer, compression: Compression, begun: Option<Begun>, c
     let below = with_below(layer, cancel, reporter).await?;
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
     let _room = node.home.room(cancel).await?;
-    let (node, cancel) = (node.clone(), cancel.clone());
-    task::blocking(move || Ok(store(&node, compression, begun, |out| archive(&node, below.as_ref(), &cancel, out))?)).await
+    let (source, cancel) = (node.clone(), cancel.clone());
+    store(node, compression, begun, move |out| Ok(archive(&source, below.as_ref(), &cancel, out)?)).await
 }
 
 /// Archives the layer's tree, cut and with a table of contents. The layer's own archive passes by and is only hashed: it is in no blob then.
@@ -236,25 +236,21 @@ async fn convert(layer: &Layer, compression: Compression, begun: Option<Begun>, 
     let node = layer.0.clone();
     let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
     let _room = node.home.room(cancel).await?;
-    let cancel = cancel.clone();
-    task::blocking(move || {
-        let blob = node.home.content().open_blob(hold.digest())?;
-        let blob = std::io::BufReader::with_capacity(256 << 10, blob);
+    let (home, cancel) = (node.home.clone(), cancel.clone());
+    let copy = move |out: &mut dyn Write| {
+        let blob = std::io::BufReader::with_capacity(256 << 10, home.content().open_blob(hold.digest())?);
         let failed = |e| Error::Unpack { digest: hold.digest().clone(), source: crate::tar::TarError::Io(e).into() };
-        let copy = |out: &mut dyn Write| {
-            let mut plain = crate::decompress::decompress(blob).map_err(failed)?;
-            let mut buffer = vec![0; 256 << 10];
-            loop {
-                cancel.check()?;
-                match std::io::Read::read(&mut plain, &mut buffer).map_err(failed)? {
-                    0 => return Ok(()),
-                    n => out.write_all(&buffer[..n]).map_err(failed)?,
-                }
+        let mut plain = crate::decompress::decompress(blob).map_err(failed)?;
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            cancel.check()?;
+            match std::io::Read::read(&mut plain, &mut buffer).map_err(failed)? {
+                0 => return Ok(()),
+                n => out.write_all(&buffer[..n]).map_err(Error::io("compress", home.trees().root()))?,
             }
-        };
-        Ok(store(&node, compression, begun, copy)?)
-    })
-    .await
+        }
+    };
+    store(&node, compression, begun, copy).await
 }
 
 /// One of the layer's blobs with its own archive.
@@ -288,36 +284,50 @@ async fn with_toc(
     .await
 }
 
-/// Runs an archive through hash and compression into the content store and makes it one of the layer's blobs.
-fn store(
+/// Makes the archive that `produce` writes one of the layer's blobs.
+async fn store(
     node: &Arc<Node>,
     compression: Compression,
     begun: Option<Begun>,
-    produce: impl FnOnce(&mut dyn Write) -> Result<()>,
-) -> Result<()> {
-    let home = &node.home;
-    let ingest = ingest(home, compression.kind, begun)?;
-    let compressor = Compressor::new(ingest, compression.kind, compression.level, home.0.budget.compression.clone());
-    let mut out = Hashing { out: compressor, hasher: Hasher::new() };
-    produce(&mut out)?;
-    let Hashing { out, hasher } = out;
-    let failed = Error::io("write", home.trees().root());
-    let hold = out.finish().map_err(failed)?.commit()?;
-    let diff_id = hasher.finish();
+    produce: impl FnOnce(&mut dyn Write) -> fault::Result<()> + Send + 'static,
+) -> Result<(), Fault> {
+    let (hold, diff_id) = pack(&node.home, compression, begun, produce).await?;
     match &node.state().diff_id {
         Some(expected) if *expected != diff_id => {
             let (expected, digest) = (expected.clone(), hold.digest().clone());
-            return Err(Error::DiffId { digest, expected, actual: diff_id });
+            return Err(Error::DiffId { digest, expected, actual: diff_id }.into());
         }
         _ => {}
     }
-    home.content().set_label(hold.digest(), UNCOMPRESSED, diff_id.as_str());
     let blob = Descriptor::new(compression.kind.media_type(), hold.digest().clone(), hold.size());
-    home.change(node, |state| {
+    node.home.change(node, |state| {
         state.diff_id = Some(diff_id);
         add(state, blob);
     });
     Ok(())
+}
+
+/// Runs an archive through hash and compression into the content store. Returns the blob and the archive's own digest, with which it is labelled.
+pub(crate) async fn pack(
+    home: &Layers,
+    compression: Compression,
+    begun: Option<Begun>,
+    produce: impl FnOnce(&mut dyn Write) -> fault::Result<()> + Send + 'static,
+) -> Result<(Hold, Digest), Fault> {
+    let opening = home.clone();
+    let ingest = task::blocking(move || Ok(ingest(&opening, compression.kind, begun)?)).await?;
+    let done = compress(compression, home.0.budget.compression.clone(), ingest, produce).await;
+    let Compressed { out, plain } = done.map_err(|error| match error {
+        CompressError::Produce(fault) => fault,
+        CompressError::Write(error) => Error::io("write", home.trees().root())(error).into(),
+    })?;
+    let home = home.clone();
+    task::blocking(move || {
+        let hold = out.commit()?;
+        home.content().set_label(hold.digest(), UNCOMPRESSED, plain.as_str());
+        Ok((hold, plain))
+    })
+    .await
 }
 
 /// Blobs with the layer's own archive stand before those that are made of it.

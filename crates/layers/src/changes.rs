@@ -2,10 +2,14 @@
 //!
 //! Follows BuildKit's overlay differ: the tree itself is walked, not the merged whole, except in directories that hide what is below; there
 //! the two sides are compared.
-use std::ffi::OsString;
-use std::fs;
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustix::fs::{Dir, Mode, OFlags};
+use rustix::io::Errno;
 use snapshot::{Entry, Follow, View};
 use task::Cancel;
 
@@ -37,14 +41,15 @@ impl Walk<'_> {
     /// `covers`: there may be something below.
     fn directory(&mut self, path: &Path, covers: bool) -> Result<()> {
         self.cancel.check()?;
-        for name in names(&self.tree.join(path))? {
-            self.entry(&path.join(name), covers)?;
+        let mut directory = Directory::open(self.tree.join(path))?;
+        for name in directory.names()? {
+            let item = directory.item(&name)?;
+            self.entry(&path.join(name), item, covers)?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, path: &Path, covers: bool) -> Result<()> {
-        let item = Item::at(&self.tree.join(path))?;
+    fn entry(&mut self, path: &Path, item: Item, covers: bool) -> Result<()> {
         let before = if covers { self.below.lookup(path, Follow::No)? } else { None };
         if item.is_whiteout() {
             // Of what is not there nothing has to be deleted.
@@ -74,9 +79,9 @@ impl Walk<'_> {
         self.cancel.check()?;
         let old = if covers { self.below.read_dir(path)? } else { Vec::new() };
         let mut old = old.iter().peekable();
-        for name in names(&self.tree.join(path))? {
-            let path = path.join(&name);
-            let item = Item::at(&self.tree.join(&path))?;
+        let mut directory = Directory::open(self.tree.join(path))?;
+        for name in directory.names()? {
+            let item = directory.item(&name)?;
             if item.is_whiteout() {
                 continue;
             }
@@ -84,7 +89,7 @@ impl Walk<'_> {
                 self.deleted(gone)?;
             }
             let before = old.next_if(|entry| *entry.name() == *name);
-            self.compared(&path, before, item)?;
+            self.compared(&path.join(name), before, item)?;
         }
         old.try_for_each(|gone| self.deleted(gone))
     }
@@ -109,11 +114,53 @@ impl Walk<'_> {
     }
 }
 
-/// Sorted by bytes.
-fn names(dir: &Path) -> Result<Vec<OsString>> {
-    let failed = || Error::io("read directory", dir);
-    let entries = fs::read_dir(dir).map_err(failed())?;
-    let mut names: Vec<OsString> = entries.map(|entry| entry.map(|e| e.file_name()).map_err(failed())).collect::<Result<_>>()?;
-    names.sort_unstable();
-    Ok(names)
+/// A directory of the tree. It is open only while its files are looked at, so that deep trees need no more open files than flat ones.
+struct Directory {
+    path: PathBuf,
+    open: Option<Arc<OwnedFd>>,
+}
+
+impl Directory {
+    fn open(path: PathBuf) -> Result<Self> {
+        let mut directory = Self { path, open: None };
+        directory.handle()?;
+        Ok(directory)
+    }
+
+    fn handle(&mut self) -> Result<&Arc<OwnedFd>> {
+        if self.open.is_none() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let opened = rustix::fs::open(&self.path, flags, Mode::empty());
+            self.open = Some(Arc::new(opened.map_err(|e| self.failed(e))?));
+        }
+        Ok(self.open.as_ref().expect("just opened"))
+    }
+
+    /// Sorted by bytes.
+    fn names(&mut self) -> Result<Vec<OsString>> {
+        let entries = Dir::read_from(self.handle()?).map_err(|e| self.failed(e))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| self.failed(e))?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                names.push(OsStr::from_bytes(name).to_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn item(&mut self, name: &OsStr) -> Result<Item> {
+        let path = self.path.join(name);
+        let item = Item::within(self.handle()?, path)?;
+        if item.is_dir() {
+            self.open = None;
+        }
+        Ok(item)
+    }
+
+    fn failed(&self, error: Errno) -> Error {
+        Error::io("read directory", &self.path)(error.into())
+    }
 }

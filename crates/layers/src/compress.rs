@@ -1,14 +1,16 @@
 //! Compresses a stream in blocks of a fixed size, several at a time. The output depends on the input and the level only.
 mod block;
+mod pipe;
 mod queue;
 mod room;
 
 use std::io::{self, Write};
 
-use oci::media;
+use fault::Fault;
+use oci::{Digest, Hasher, media};
 
 pub(crate) use block::gzip;
-use block::{Block, GZIP_HEADER, WINDOW, compress};
+use block::{Block, GZIP_HEADER, WINDOW};
 pub(crate) use queue::Queue;
 pub use room::CompressionRoom;
 
@@ -70,16 +72,71 @@ impl CompressionKind {
     }
 }
 
-/// A compressing [`Write`] for a blocking thread within the runtime. [`Compressor::finish`] must be called.
-pub struct Compressor<W> {
+/// What compressing leaves.
+#[derive(Debug)]
+pub struct Compressed<W> {
+    /// What was written to.
+    pub out: W,
+    /// Of the input.
+    pub plain: Digest,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CompressError {
+    #[error("{0}")]
+    Produce(Fault),
+    #[error("failed to write what was compressed")]
+    Write(#[source] io::Error),
+}
+
+/// Writes what `produce` writes, compressed, to `out`. Each has a thread of its own: reading files does not wait for hashing and writing, nor
+/// these for that. Estargz has a writer of its own.
+pub async fn compress<W: Write + Send + 'static>(
+    compression: Compression,
+    room: CompressionRoom,
+    out: W,
+    produce: impl FnOnce(&mut dyn Write) -> fault::Result<()> + Send + 'static,
+) -> Result<Compressed<W>, CompressError> {
+    let (mut filling, filled) = pipe::pipe(compression.kind.block_size());
+    let producing = task::blocking(move || {
+        produce(&mut filling)?;
+        Ok(filling.finish()?)
+    });
+    let compressing = task::blocking(move || Ok(compress_all(compression, room, out, &filled)));
+    let (produced, compressed) = tokio::join!(producing, compressing);
+    // Whoever failed first is the cause. A writer that fails is seen by the producer, too, as a pipe that nobody reads.
+    match compressed.map_err(CompressError::Produce)?.map_err(CompressError::Write)? {
+        Some(compressed) => Ok(compressed),
+        None => Err(CompressError::Produce(produced.err().unwrap_or_else(|| Fault::internal("an archive ended before its last block")))),
+    }
+}
+
+/// `None`: the last block did not come.
+fn compress_all<W: Write>(
+    compression: Compression,
+    room: CompressionRoom,
+    out: W,
+    input: &pipe::Filled,
+) -> io::Result<Option<Compressed<W>>> {
+    let mut compressor = Compressor::new(out, compression, room)?;
+    let mut hasher = Hasher::new();
+    while let Some(pipe::Part { block, last }) = input.take() {
+        hasher.update(&block);
+        compressor.block(block, last)?;
+        if last {
+            return Ok(Some(Compressed { out: compressor.finish()?, plain: hasher.finish() }));
+        }
+    }
+    Ok(None)
+}
+
+/// For a blocking thread within the runtime.
+struct Compressor<W> {
     stream: Stream<W>,
-    kind: CompressionKind,
-    level: Option<i32>,
-    block: Vec<u8>,
+    compression: Compression,
     /// The end of the block before, for gzip.
     window: Vec<u8>,
     running: Queue<io::Result<Block>>,
-    started: bool,
 }
 
 /// What has been written.
@@ -97,77 +154,38 @@ impl<W: Write> Stream<W> {
 }
 
 impl<W: Write> Compressor<W> {
-    /// Must be called within a runtime. Estargz has a writer of its own.
-    pub fn new(out: W, kind: CompressionKind, level: Option<i32>, room: CompressionRoom) -> Self {
-        Self {
-            stream: Stream { out, crc: flate2::Crc::new() },
-            kind,
-            level,
-            block: Vec::new(),
-            window: Vec::new(),
-            running: Queue::new(room),
-            started: false,
+    fn new(mut out: W, compression: Compression, room: CompressionRoom) -> io::Result<Self> {
+        if compression.kind == CompressionKind::Gzip {
+            out.write_all(&GZIP_HEADER)?;
         }
+        let stream = Stream { out, crc: flate2::Crc::new() };
+        Ok(Self { stream, compression, window: Vec::new(), running: Queue::new(room) })
+    }
+
+    /// Takes the next block of the input. The last one may be empty: no block at all is neither gzip nor zstd.
+    fn block(&mut self, input: Vec<u8>, last: bool) -> io::Result<()> {
+        let Compression { kind, level, .. } = self.compression;
+        if kind == CompressionKind::Uncompressed {
+            return self.stream.out.write_all(&input);
+        }
+        let window = std::mem::take(&mut self.window);
+        if kind == CompressionKind::Gzip {
+            self.window = input[input.len().saturating_sub(WINDOW)..].to_vec();
+        }
+        let work = move || block::compress(kind, level, &window, &input, last);
+        self.running.start(kind.block_memory(level), work, &mut |block| self.stream.append(block))
     }
 
     /// Writes what is left, and the format's end. Gives back what was written to.
-    pub fn finish(mut self) -> io::Result<W> {
-        match self.kind {
-            CompressionKind::Uncompressed => {}
-            CompressionKind::Gzip => self.start_block(true)?,
-            // One empty frame at least: no frame at all is no zstd.
-            _ if !self.block.is_empty() || !self.started => self.start_block(true)?,
-            _ => {}
-        }
-        let Stream { mut out, crc } = {
-            let Self { mut stream, running, .. } = self;
-            running.finish(&mut |block| stream.append(block))?;
-            stream
-        };
-        if self.kind == CompressionKind::Gzip {
+    fn finish(self) -> io::Result<W> {
+        let Self { mut stream, running, compression, .. } = self;
+        running.finish(&mut |block| stream.append(block))?;
+        let Stream { mut out, crc } = stream;
+        if compression.kind == CompressionKind::Gzip {
             out.write_all(&crc.sum().to_le_bytes())?;
             out.write_all(&crc.amount().to_le_bytes())?;
         }
         Ok(out)
-    }
-
-    fn start_block(&mut self, last: bool) -> io::Result<()> {
-        if !self.started && self.kind == CompressionKind::Gzip {
-            self.stream.out.write_all(&GZIP_HEADER)?;
-        }
-        self.started = true;
-        let input = std::mem::take(&mut self.block);
-        let window = std::mem::take(&mut self.window);
-        if self.kind == CompressionKind::Gzip {
-            self.window = input[input.len().saturating_sub(WINDOW)..].to_vec();
-        }
-        let (kind, level) = (self.kind, self.level);
-        let work = move || compress(kind, level, &window, &input, last);
-        self.running.start(kind.block_memory(level), work, &mut |block| self.stream.append(block))
-    }
-}
-
-impl<W: Write> Write for Compressor<W> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.kind == CompressionKind::Uncompressed {
-            self.stream.out.write_all(data)?;
-            return Ok(data.len());
-        }
-        let size = self.kind.block_size();
-        // A full block only goes when more comes: whether it is the last must be known.
-        if self.block.len() == size {
-            self.start_block(false)?;
-        }
-        if self.block.capacity() == 0 {
-            self.block.reserve_exact(size);
-        }
-        let taken = data.len().min(size - self.block.len());
-        self.block.extend_from_slice(&data[..taken]);
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -180,17 +198,11 @@ mod tests {
     /// Compresses on a runtime with so many threads and permits.
     fn compressed(kind: CompressionKind, level: Option<i32>, threads: usize, input: Vec<u8>, chunk: usize) -> Vec<u8> {
         let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(threads + 1).build().unwrap();
-        runtime.block_on(async move {
-            let work = move || {
-                let mut compressor = Compressor::new(Vec::new(), kind, level, CompressionRoom::new(threads));
-                for part in input.chunks(chunk) {
-                    compressor.write_all(part)?;
-                }
-                Ok(compressor.finish()?)
-            };
-            task::blocking(work).await.unwrap()
-        })
+            tokio::runtime::Builder::new_multi_thread().worker_threads(threads).max_blocking_threads(threads + 2).build().unwrap();
+        let produce = move |out: &mut dyn Write| Ok(input.chunks(chunk).try_for_each(|part| out.write_all(part))?);
+        let compression = Compression { kind, level, force: false };
+        let done = runtime.block_on(compress(compression, CompressionRoom::new(threads), Vec::new(), produce)).unwrap();
+        done.out
     }
 
     fn sample(length: usize) -> Vec<u8> {

@@ -109,13 +109,14 @@ impl<W: Write> LayerTar<'_, W> {
         } else if kept {
             return Ok(());
         }
-        let capabilities = item.capabilities()?;
+        let file = if header.kind == EntryKind::File && header.size > 0 { Some(item.open()?) } else { None };
+        let capabilities = file.as_ref().map_or_else(|| item.capabilities(), |file| item.capabilities_of(file))?;
         if !capabilities.is_empty() {
             header.xattrs.insert(b"security.capability".to_vec(), capabilities);
         }
         self.header(&header)?;
-        if header.kind == EntryKind::File && header.size > 0 {
-            self.content(item)?;
+        if let Some(file) = file {
+            self.content(item, file)?;
         }
         for name in others {
             let link = Header { kind: EntryKind::HardLink, link: std::mem::take(&mut header.name), size: 0, name, ..header.clone() };
@@ -146,8 +147,7 @@ impl<W: Write> LayerTar<'_, W> {
         Ok(())
     }
 
-    fn content(&mut self, item: &Item) -> Result<()> {
-        let mut file = File::open(&item.path).map_err(Error::io("open", &item.path))?;
+    fn content(&mut self, item: &Item, mut file: File) -> Result<()> {
         let mut left = item.size;
         while left > 0 {
             self.cancel.check()?;

@@ -57,7 +57,7 @@ mod usage;
 pub use blobs::{Begun, LayerBlob, UNCOMPRESSED};
 pub use ceiling::Room;
 pub use cell::{Cell, Sharing};
-pub use compress::{Compression, CompressionKind, CompressionRoom, Compressor};
+pub use compress::{CompressError, Compressed, Compression, CompressionKind, CompressionRoom, compress};
 pub use draft::{Draft, Properties};
 pub use error::{Error, Result};
 pub use figures::Figures;

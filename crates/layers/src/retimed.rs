@@ -3,12 +3,12 @@ use std::io::{BufReader, Write};
 
 use content::Hold;
 use fault::Fault;
-use oci::{Descriptor, Digest, Hasher};
+use oci::{Descriptor, Digest};
 use progress::Reporter;
 use task::Cancel;
 
-use crate::blobs::{Begun, Hashing, LayerBlob, UNCOMPRESSED, is_derived};
-use crate::compress::{Compression, CompressionKind, Compressor};
+use crate::blobs::{Begun, LayerBlob, UNCOMPRESSED, is_derived, pack};
+use crate::compress::{Compression, CompressionKind};
 use crate::decompress::decompress;
 use crate::error::{Error, Result};
 
@@ -50,31 +50,25 @@ impl LayerBlob {
         let source = self.layer.fetch_blob(&own, cancel, reporter).await?;
         let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
         let _room = node.home.room(cancel).await?;
-        let (node, cancel) = (node.clone(), cancel.clone());
-        let (hold, mut descriptor) = task::blocking(move || {
-            let home = &node.home;
-            let blob = home.content().open_blob(source.digest())?;
+        let with_toc = compression.kind == CompressionKind::Estargz;
+        let kind = if with_toc { CompressionKind::Uncompressed } else { compression.kind };
+        let (first, second) = if with_toc { (None, begun) } else { (begun, None) };
+        let (home, stop) = (node.home.clone(), cancel.clone());
+        let retime = move |out: &mut dyn Write| {
             let failed = |error| Error::Unpack { digest: source.digest().clone(), source: error };
-            let plain = decompress(BufReader::with_capacity(256 << 10, blob)).map_err(|e| failed(crate::tar::TarError::Io(e).into()))?;
-            let with_toc = compression.kind == CompressionKind::Estargz;
-            let kind = if with_toc { CompressionKind::Uncompressed } else { compression.kind };
-            let (first, second) = if with_toc { (None, begun) } else { (begun, None) };
-            let ingest = crate::blobs::ingest(home, kind, first)?;
-            let compressor = Compressor::new(ingest, kind, compression.level, home.0.budget.compression.clone());
-            let mut out = Hashing { out: compressor, hasher: Hasher::new() };
-            crate::tar::retime(plain, &mut Cancelled { out: &mut out, cancel: &cancel }, latest).map_err(|e| failed(e.into()))?;
-            let Hashing { out, hasher } = out;
-            let hold = out.finish().map_err(Error::io("write", home.trees().root()))?.commit()?;
-            if with_toc {
-                return Ok(crate::stargz::store(home, &hold, compression.level, second, &cancel)?);
-            }
-            let diff_id = hasher.finish();
-            home.content().set_label(hold.digest(), UNCOMPRESSED, diff_id.as_str());
+            let blob = BufReader::with_capacity(256 << 10, home.content().open_blob(source.digest())?);
+            let plain = decompress(blob).map_err(|e| failed(crate::tar::TarError::Io(e).into()))?;
+            Ok(crate::tar::retime(plain, &mut Cancelled { out, cancel: &stop }, latest).map_err(|e| failed(e.into()))?)
+        };
+        let (hold, diff_id) = pack(&node.home, Compression { kind, ..compression }, first, retime).await?;
+        let (hold, mut descriptor) = if with_toc {
+            let (home, cancel) = (node.home.clone(), cancel.clone());
+            task::blocking(move || Ok(crate::stargz::store(&home, &hold, compression.level, second, &cancel)?)).await?
+        } else {
             let mut descriptor = Descriptor::new(kind.media_type(), hold.digest().clone(), hold.size());
             descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
-            Ok((hold, descriptor))
-        })
-        .await?;
+            (hold, descriptor)
+        };
         descriptor.annotations.insert(REWRITTEN.to_owned(), latest.to_string());
         self.layer.meta_put(&key, &oci::gojson::to_vec(&descriptor));
         Ok(self.described(hold, descriptor)?)
@@ -104,12 +98,12 @@ impl LayerBlob {
 }
 
 /// Stops when cancelled.
-struct Cancelled<'a, W> {
-    out: &'a mut W,
+struct Cancelled<'a> {
+    out: &'a mut dyn Write,
     cancel: &'a Cancel,
 }
 
-impl<W: Write> Write for Cancelled<'_, W> {
+impl Write for Cancelled<'_> {
     fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
         if self.cancel.is_cancelled() {
             return Err(std::io::Error::other(self.cancel.reason().to_owned()));

@@ -1,18 +1,25 @@
 //! Whether two files count as unchanged, by the rules of containerd's continuity, which image builders share.
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use snapshot::Entry;
 
 use crate::error::{Error, Result};
 
+const CAPABILITY: &str = "security.capability";
+
 /// A file as it lies in a tree: what lstat says, and where it is.
 #[derive(Debug, Clone)]
 pub(crate) struct Item {
     pub path: PathBuf,
+    /// The directory it is in, if that is open: what is done with the item then need not find its way there again.
+    directory: Option<Arc<OwnedFd>>,
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
@@ -28,8 +35,22 @@ pub(crate) struct Item {
 impl Item {
     pub fn at(path: &Path) -> Result<Self> {
         let stat = rustix::fs::lstat(path).map_err(|e| Error::io("look at", path)(e.into()))?;
-        Ok(Self {
-            path: path.to_owned(),
+        Ok(Self::new(path.to_owned(), None, &stat))
+    }
+
+    /// The item at `path`, which is in `directory`.
+    pub fn within(directory: &Arc<OwnedFd>, path: PathBuf) -> Result<Self> {
+        let stat =
+            rustix::fs::statat(directory, name(&path), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| Error::io("look at", &path)(e.into()))?;
+        // Only what is opened later needs it.
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        Ok(Self::new(path, regular.then(|| directory.clone()), &stat))
+    }
+
+    fn new(path: PathBuf, directory: Option<Arc<OwnedFd>>, stat: &Stat) -> Self {
+        Self {
+            path,
+            directory,
             mode: stat.st_mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
@@ -39,7 +60,7 @@ impl Item {
             dev: stat.st_dev,
             ino: stat.st_ino,
             nlink: stat.st_nlink as u64,
-        })
+        }
     }
 
     pub fn kind(&self) -> FileType {
@@ -66,15 +87,34 @@ impl Item {
         Ok(target.into_bytes())
     }
 
+    /// Opens a regular file for reading.
+    pub fn open(&self) -> Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = match &self.directory {
+            Some(directory) => rustix::fs::openat(directory, name(&self.path), flags, Mode::empty()),
+            None => rustix::fs::open(&self.path, flags, Mode::empty()),
+        };
+        Ok(opened.map_err(|e| Error::io("open", &self.path)(e.into()))?.into())
+    }
+
     /// The `security.capability` attribute; empty if there is none.
     pub fn capabilities(&self) -> Result<Vec<u8>> {
+        self.capabilities_by(|buffer| rustix::fs::lgetxattr(&self.path, CAPABILITY, buffer))
+    }
+
+    /// [`Item::capabilities`] of a file that is open.
+    pub fn capabilities_of(&self, file: &File) -> Result<Vec<u8>> {
+        self.capabilities_by(|buffer| rustix::fs::fgetxattr(file, CAPABILITY, buffer))
+    }
+
+    fn capabilities_by(&self, read: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> Result<Vec<u8>> {
         // Nothing else can have it.
         if self.kind() != FileType::RegularFile {
             return Ok(Vec::new());
         }
         let mut buffer = vec![0; 64];
         loop {
-            match rustix::fs::lgetxattr(&self.path, "security.capability", &mut buffer[..]) {
+            match read(&mut buffer) {
                 Ok(length) => {
                     buffer.truncate(length);
                     return Ok(buffer);
@@ -87,11 +127,16 @@ impl Item {
     }
 }
 
+fn name(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or(path.as_os_str())
+}
+
 impl From<&Entry> for Item {
     fn from(entry: &Entry) -> Self {
         let metadata = entry.metadata();
         Self {
             path: entry.real_path(),
+            directory: None,
             mode: metadata.mode,
             uid: metadata.uid,
             gid: metadata.gid,

@@ -21,6 +21,10 @@ use flags::{Flags, Parsed};
 /// Bytes; taken only as far as they are used. Trees are walked recursively, and one that a step made may have two thousand levels before its paths become
 /// too long for the kernel, and with that for us.
 const STACK: usize = 16 << 20;
+/// Threads for work that blocks: so many, ...
+const BLOCKING_THREADS: usize = 64;
+/// ... and for each core those of the layers that are packed at a time: two for each layer, which wait for those that compress.
+const PACKING_THREADS: usize = 4;
 
 /// Runs the daemon called `program` with these arguments until it is told to stop.
 pub fn main(program: &str, args: Vec<OsString>) -> ExitCode {
@@ -56,7 +60,7 @@ fn start(program: &str, args: Vec<OsString>) -> Result<ExitCode, String> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("kiln")
-        .max_blocking_threads(64)
+        .max_blocking_threads(BLOCKING_THREADS + PACKING_THREADS * std::thread::available_parallelism().map_or(1, usize::from))
         .thread_stack_size(STACK)
         .build()
         .map_err(|e| format!("failed to start the runtime: {e}"))?;
