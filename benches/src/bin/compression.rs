@@ -3,7 +3,6 @@
 //!
 //! `cargo run --release -p kiln-benches --bin compression [MEGABYTES]`
 #![allow(clippy::unwrap_used)]
-use std::io::Write as _;
 use std::time::Instant;
 
 use layers::{Compression, CompressionKind, CompressionRoom};

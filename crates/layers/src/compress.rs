@@ -205,6 +205,33 @@ mod tests {
         done.out
     }
 
+    /// Takes so many bytes and no more.
+    #[derive(Debug)]
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(data.len()).ok_or(io::ErrorKind::StorageFull)?;
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_fails_first_is_the_error() {
+        let compression = Compression { kind: CompressionKind::Uncompressed, ..Compression::default() };
+        let room = || CompressionRoom::new(2);
+        let gives_up = |_: &mut dyn Write| Err(Fault::invalid("the tree is gone"));
+        let error = compress(compression, room(), Vec::new(), gives_up).await.unwrap_err();
+        assert!(matches!(&error, CompressError::Produce(fault) if fault.to_string() == "the tree is gone"), "{error}");
+        let writes = |out: &mut dyn Write| Ok(out.write_all(&vec![1; 20 << 20])?);
+        let error = compress(compression, room(), Full(5 << 20), writes).await.unwrap_err();
+        assert!(matches!(&error, CompressError::Write(error) if error.kind() == io::ErrorKind::StorageFull), "{error}");
+    }
+
     fn sample(length: usize) -> Vec<u8> {
         let mut state = 1u32;
         let mut next = || {

@@ -34,8 +34,12 @@ const COLLECT_PRESSED: Duration = Duration::from_secs(10);
 
 /// New layers are compared with others so long at a time, ...
 const COMPARE_FOR: Duration = Duration::from_millis(300);
-/// ... and no sooner than this after the last time.
+/// ... and no sooner than this after the last time, ...
 const COMPARE_AFTER: Duration = Duration::from_secs(1);
+/// ... once no build has used layers for so long, because it takes a core from those that do, ...
+const QUIET: Duration = Duration::from_secs(5);
+/// ... but on a machine that is never quiet after so long at the latest.
+const COMPARE_AT_LATEST: Duration = Duration::from_secs(120);
 
 /// What is to be kept, and who wants to know what is not.
 pub struct Housekeeping {
@@ -153,6 +157,7 @@ impl Layers {
             let next = async {
                 self.0.fresh.any().await;
                 tokio::time::sleep(wait).await;
+                self.quiet().await;
             };
             tokio::select! {
                 biased;
@@ -163,6 +168,18 @@ impl Layers {
             self.attempt("look for equal files", |home| Ok(home.deduplicate(COMPARE_FOR).map(|_| ())?)).await;
             // No more than a third of the time.
             wait = (begun.elapsed() * 2).max(COMPARE_AFTER);
+        }
+    }
+
+    /// Waits until builds have left the layers alone for a while.
+    async fn quiet(&self) {
+        let begun = Instant::now();
+        let mut since = begun;
+        while since.elapsed() < QUIET && begun.elapsed() < COMPARE_AT_LATEST {
+            tokio::time::sleep(LOOK_EVERY).await;
+            if !self.live().is_empty() {
+                since = Instant::now();
+            }
         }
     }
 
