@@ -7,7 +7,7 @@ mod room;
 use std::io::{self, Write};
 
 use fault::Fault;
-use oci::{Digest, Hasher, media};
+use oci::{Digest, media};
 
 pub(crate) use block::gzip;
 use block::{Block, GZIP_HEADER, WINDOW};
@@ -89,8 +89,8 @@ pub enum CompressError {
     Write(#[source] io::Error),
 }
 
-/// Writes what `produce` writes, compressed, to `out`. Each has a thread of its own: reading files does not wait for hashing and writing, nor
-/// these for that. Estargz has a writer of its own.
+/// Writes what `produce` writes, compressed, to `out`. Each has a thread of its own, so that reading does not wait for writing, nor that for
+/// reading. Estargz has a writer of its own.
 pub async fn compress<W: Write + Send + 'static>(
     compression: Compression,
     room: CompressionRoom,
@@ -105,26 +105,19 @@ pub async fn compress<W: Write + Send + 'static>(
     let compressing = task::blocking(move || Ok(compress_all(compression, room, out, &filled)));
     let (produced, compressed) = tokio::join!(producing, compressing);
     // Whoever failed first is the cause. A writer that fails is seen by the producer, too, as a pipe that nobody reads.
-    match compressed.map_err(CompressError::Produce)?.map_err(CompressError::Write)? {
-        Some(compressed) => Ok(compressed),
-        None => Err(CompressError::Produce(produced.err().unwrap_or_else(|| Fault::internal("an archive ended before its last block")))),
+    match (compressed.map_err(CompressError::Produce)?.map_err(CompressError::Write)?, produced.map_err(CompressError::Produce)?) {
+        (Some(out), plain) => Ok(Compressed { out, plain }),
+        (None, _) => Err(CompressError::Produce(Fault::internal("an archive ended before its last block"))),
     }
 }
 
 /// `None`: the last block did not come.
-fn compress_all<W: Write>(
-    compression: Compression,
-    room: CompressionRoom,
-    out: W,
-    input: &pipe::Filled,
-) -> io::Result<Option<Compressed<W>>> {
+fn compress_all<W: Write>(compression: Compression, room: CompressionRoom, out: W, input: &pipe::Filled) -> io::Result<Option<W>> {
     let mut compressor = Compressor::new(out, compression, room)?;
-    let mut hasher = Hasher::new();
     while let Some(pipe::Part { block, last }) = input.take() {
-        hasher.update(&block);
         compressor.block(block, last)?;
         if last {
-            return Ok(Some(Compressed { out: compressor.finish()?, plain: hasher.finish() }));
+            return compressor.finish().map(Some);
         }
     }
     Ok(None)

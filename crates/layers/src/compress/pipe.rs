@@ -1,6 +1,8 @@
-//! Bytes on their way from the thread that makes them to the one that hashes and compresses them, a block at a time.
+//! Bytes on their way from the thread that makes them to the one that has them compressed, a block at a time.
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use oci::{Digest, Hasher};
 
 /// Blocks that may wait, beside the one that is being filled and the one that is being taken.
 const WAITING: usize = 1;
@@ -8,7 +10,7 @@ const WAITING: usize = 1;
 /// A pipe whose blocks are `size` bytes long, but for the last one.
 pub(super) fn pipe(size: usize) -> (Filling, Filled) {
     let (sender, receiver) = sync_channel(WAITING);
-    (Filling { sender, block: Vec::new(), size }, Filled(receiver))
+    (Filling { sender, hasher: Hasher::new(), block: Vec::new(), size }, Filled(receiver))
 }
 
 pub(super) struct Part {
@@ -19,14 +21,17 @@ pub(super) struct Part {
 /// The end that is written to. [`Filling::finish`] must be called, or what was written counts as cut off.
 pub(super) struct Filling {
     sender: SyncSender<Part>,
+    /// Here, where the bytes are still in the processor's cache and the thread has time.
+    hasher: Hasher,
     block: Vec<u8>,
     size: usize,
 }
 
 impl Filling {
-    /// Hands over the last block, which is empty only if nothing was written.
-    pub fn finish(mut self) -> io::Result<()> {
-        self.send(true)
+    /// Hands over the last block, which is empty only if nothing was written. Gives the digest of all that was.
+    pub fn finish(mut self) -> io::Result<Digest> {
+        self.send(true)?;
+        Ok(self.hasher.finish())
     }
 
     fn send(&mut self, last: bool) -> io::Result<()> {
@@ -46,6 +51,7 @@ impl Write for Filling {
         }
         let taken = data.len().min(self.size - self.block.len());
         self.block.extend_from_slice(&data[..taken]);
+        self.hasher.update(&data[..taken]);
         Ok(taken)
     }
 
