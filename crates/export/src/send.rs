@@ -23,7 +23,7 @@ const CHUNK: usize = 128 << 10;
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 /// Files that one reader takes at a time.
-const SHARE: usize = 16;
+const SHARE: usize = 32;
 /// Batches that wait for the stream.
 const QUEUE: usize = 8;
 /// Progress is told this often.
@@ -44,7 +44,7 @@ type Files = Arc<Mutex<HashMap<u32, Wanted>>>;
 struct Wanted {
     id: u32,
     path: PathBuf,
-    /// As it was announced; only says how much memory to take.
+    /// As it was announced.
     size: u64,
 }
 
@@ -120,10 +120,8 @@ async fn pump(mut batches: mpsc::Receiver<Result<Batch>>, sink: &mut Box<dyn Pac
                 return Err(Broken::Here(fault));
             }
         };
-        for packet in batch {
-            sent += size(&packet);
-            sink.send(packet).await.map_err(Broken::There)?;
-        }
+        sent += batch.iter().map(size).sum::<u64>();
+        sink.send_some(batch).await.map_err(Broken::There)?;
         if told.elapsed() >= PERIOD {
             told = Instant::now();
             row.set(sent);
@@ -217,18 +215,17 @@ fn read_file(tree: &Shared, wanted: &Wanted, out: &mut Outbox) -> Result<()> {
     let id = wanted.id;
     let mut file = tree.open(&wanted.path)?;
     let mut left = wanted.size;
-    loop {
-        // With room for one byte more, the end shows without another round.
-        let mut data = Vec::with_capacity(usize::try_from(left + 1).unwrap_or(CHUNK).min(CHUNK));
-        let read = (&mut *file).take(CHUNK as u64).read_to_end(&mut data)?;
-        left = left.saturating_sub(read as u64);
+    while left > 0 {
+        // Trees do not change, so that nobody needs to read on to see the end.
+        let some = left.min(CHUNK as u64);
+        let mut data = Vec::with_capacity(some as usize);
+        let read = (&mut *file).take(some).read_to_end(&mut data)?;
         if read > 0 {
             out.put(Packet::Data { id, data: data.into() }, read)?;
         }
-        if read < CHUNK {
-            return out.put(Packet::Data { id, data: Bytes::new() }, 0);
-        }
+        left = if read as u64 == some { left - some } else { 0 };
     }
+    out.put(Packet::Data { id, data: Bytes::new() }, 0)
 }
 
 /// Collects what goes to the stream together: files are mostly smaller than what it takes to pass them on.

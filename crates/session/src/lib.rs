@@ -184,6 +184,13 @@ pub trait FileStream: Send {
 #[async_trait]
 pub trait PacketSink: Send {
     async fn send(&mut self, packet: Packet) -> Result<()>;
+    /// As if sent one by one.
+    async fn send_some(&mut self, packets: Vec<Packet>) -> Result<()> {
+        for packet in packets {
+            self.send(packet).await?;
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]

@@ -125,6 +125,14 @@ impl View {
         entry.open().map_err(|source| PathError { action: "open", path: entry.path, source })
     }
 
+    /// Opens for reading what a walk or listing showed as a file, where its directory is known and one tree's alone: then this is one system call. `None`
+    /// says only that [`View::require`] has to find it.
+    pub fn open_known(&self, path: impl AsRef<Path>) -> Option<File> {
+        let (dir, name) = self.merged.known_parent(path.as_ref())?;
+        let [only] = dir.layers[..] else { return None };
+        layer::open_in(&*self.merged.open_dir(only, &dir.path).ok()?, &name).ok()
+    }
+
     /// The target of a symbolic link, as written.
     pub fn read_link(&self, path: impl AsRef<Path>) -> Result<PathBuf, PathError> {
         let path = path.as_ref();

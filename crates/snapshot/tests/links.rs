@@ -82,6 +82,19 @@ fn one_inode_has_one_name_in_a_stack() {
 }
 
 #[test]
+fn what_a_walk_showed_is_opened_at_once_where_one_tree_has_it() {
+    let world = World::new();
+    let (other, _) = world.copy(&[world.source], world.source, "/d/f", &["/d/g"]);
+    for (stack, at_once) in [(vec![world.source], true), (vec![world.source, other], false)] {
+        let view = world.store.view(&stack).unwrap();
+        assert!(view.open_known("/d/f").is_none(), "no walk was there yet");
+        view.walk::<snapshot::PathError>("/", &mut |_| Ok(true)).unwrap();
+        assert_eq!(view.open_known("/d/f").is_some(), at_once);
+        assert!(view.open_known("/d/missing").is_none());
+    }
+}
+
+#[test]
 fn the_order_in_a_merge_does_not_matter() {
     let world = World::new();
     let (linked, _) = world.copy(&[], world.source, "/d/f", &["/l"]);

@@ -51,7 +51,13 @@ fn seen_entry(view: &View, entry: &Entry) -> Seen {
     let mut content = Vec::new();
     if metadata.is_file() {
         view.open(entry.path()).unwrap().read_to_end(&mut content).unwrap();
+        if let Some(mut known) = view.open_known(entry.path()) {
+            let mut same = Vec::new();
+            known.read_to_end(&mut same).unwrap();
+            assert_eq!(same, content, "{}", entry.path().display());
+        }
     } else if metadata.is_symlink() {
+        assert!(view.open_known(entry.path()).is_none(), "{}", entry.path().display());
         content = view.read_link(entry.path()).unwrap().into_os_string().into_encoded_bytes();
     }
     let rdev = if matches!(metadata.file_type(), FileType::CharacterDevice | FileType::BlockDevice) { metadata.rdev } else { 0 };
