@@ -12,6 +12,7 @@ use futures_core::Stream;
 use session::{Download, FileStream, Packet, PacketSink, PacketSource, Upload};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Code, Request, Response, Status, Streaming};
 use wire::Connection;
@@ -137,7 +138,7 @@ pub struct PacketStream {
     source: Source,
 }
 
-struct Sink(mpsc::Sender<Packet>);
+struct Sink(mpsc::Sender<Vec<Packet>>);
 
 struct Source {
     incoming: Incoming<PbPacket>,
@@ -148,8 +149,18 @@ struct Source {
 /// How many packets, and how many bytes in them, are handed over at once.
 const SOME: (usize, usize) = (256, 512 << 10);
 
+/// Lists of packets on their way out that are not yet in the connection's hands.
+const LISTS: usize = 8;
+
+/// What leads from a [`PacketStream`] to the call that sends its packets.
+pub fn packet_queue() -> (mpsc::Sender<Vec<Packet>>, impl Stream<Item = PbPacket>) {
+    let (sender, outgoing) = mpsc::channel::<Vec<Packet>>(LISTS);
+    let packets = ReceiverStream::new(outgoing).map(tokio_stream::iter);
+    (sender, futures_util::StreamExt::flatten(packets).map(wire::from_packet))
+}
+
 impl PacketStream {
-    pub fn new(sender: mpsc::Sender<Packet>, incoming: Incoming<PbPacket>) -> Self {
+    pub fn new(sender: mpsc::Sender<Vec<Packet>>, incoming: Incoming<PbPacket>) -> Self {
         Self { sink: Sink(sender), source: Source { incoming, failure: None } }
     }
 }
@@ -182,7 +193,11 @@ impl FileStream for PacketStream {
 #[async_trait]
 impl PacketSink for Sink {
     async fn send(&mut self, packet: Packet) -> Result<()> {
-        self.0.send(packet).await.map_err(|_| no_reader())
+        self.send_some(vec![packet]).await
+    }
+
+    async fn send_some(&mut self, packets: Vec<Packet>) -> Result<()> {
+        self.0.send(packets).await.map_err(|_| no_reader())
     }
 }
 

@@ -142,8 +142,7 @@ impl Session for WireSession {
         streams::set_list(&mut headers, "include-patterns", &request.include_patterns)?;
         streams::set_list(&mut headers, "exclude-patterns", &request.exclude_patterns)?;
         streams::set_list(&mut headers, "followpaths", &request.follow_paths)?;
-        let (sender, outgoing) = mpsc::channel(streams::QUEUE);
-        let outgoing = ReceiverStream::new(outgoing).map(wire::from_packet);
+        let (sender, outgoing) = streams::packet_queue();
         let mut client = client!(self, moby::filesync::v1::file_sync_client, FileSyncClient);
         let incoming = Incoming::open(self.life(), async move { client.diff_copy(streams::request(headers, outgoing)).await });
         Ok(Box::new(PacketStream::new(sender, incoming)))
@@ -160,8 +159,7 @@ impl Session for WireSession {
 
     async fn upload_tree(&self, exporter: usize, metadata: &BTreeMap<String, String>, multi_platform: bool) -> Result<Box<dyn FileStream>> {
         let headers = self.file_send(exporter, metadata, multi_platform)?;
-        let (sender, outgoing) = mpsc::channel(streams::QUEUE);
-        let outgoing = ReceiverStream::new(outgoing).map(wire::from_packet);
+        let (sender, outgoing) = streams::packet_queue();
         // The same method carries packets here, which its declaration does not say.
         let connection = self.connection.clone();
         let call = streams::packets_call(connection, "/moby.filesync.v1.FileSend/DiffCopy", streams::request(headers, outgoing));

@@ -148,9 +148,7 @@ async fn ask(sink: &mut dyn PacketSink, mut wanted: mpsc::UnboundedReceiver<Vec<
         if ids.is_empty() {
             return sink.send(Packet::Fin).await;
         }
-        for id in ids {
-            sink.send(Packet::Request { id }).await?;
-        }
+        sink.send_some(ids.into_iter().map(|id| Packet::Request { id }).collect()).await?;
     }
     // The writer failed or gave up; what it says counts.
     Ok(())
