@@ -36,7 +36,7 @@ fn returning(request: &gateway::ReturnRequest) -> Vec<u8> {
 
 /// A frontend that does what its option `do` says.
 fn frontend_image() -> BaseImage {
-    let metadata = [("frontend.said".to_owned(), b"hello".to_vec().into())].into();
+    let metadata = [("frontend.said".to_owned(), b"hello".to_vec())].into();
     let result = gateway::Result { metadata, ..Default::default() };
     let success = returning(&gateway::ReturnRequest { result: Some(result), error: None });
     let status = proto::google::rpc::Status { code: 9, message: "the frontend gives up".into(), details: Vec::new() };
@@ -126,7 +126,7 @@ fn over(inputs: &[&pb::Op], op: pb::op::Op) -> pb::Op {
 }
 
 fn made(path: &str, data: Vec<u8>) -> pb::Op {
-    let action = pb::FileActionMkFile { path: path.into(), mode: 0o644, data: data.into(), timestamp: -1, ..Default::default() };
+    let action = pb::FileActionMkFile { path: path.into(), mode: 0o644, data, timestamp: -1, ..Default::default() };
     let action = pb::file_action::Action::Mkfile(action);
     over(
         &[],

@@ -118,13 +118,13 @@ impl House {
         let seconds = format!("99{round}.25");
         self.write(&format!(
             "RUN --network={} --mount=type=tmpfs,target=/t (/bin/busybox sleep {seconds} & /bin/busybox sleep {seconds})\n",
-            if round % 2 == 0 { "none" } else { "default" }
+            if round.is_multiple_of(2) { "none" } else { "default" }
         ));
         let mut client = self.daemon.kiln(&["build", "--progress", "plain", self.path()]);
         let mut client: Child = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let running = || processes().into_values().any(|process| process.arguments.ends_with(&[seconds.clone()]));
+        let running = || processes().into_values().any(|process| process.arguments.ends_with(std::slice::from_ref(&seconds)));
         wait_until("the step to run", Duration::from_secs(20), || running().then_some(()));
-        let signal = if round % 3 == 0 { "-KILL" } else { "-INT" };
+        let signal = if round.is_multiple_of(3) { "-KILL" } else { "-INT" };
         assert!(Command::new("kill").args([signal, &client.id().to_string()]).status().unwrap().success());
         client.wait().unwrap();
         wait_until("the cancelled step to be gone", Duration::from_secs(20), || (!running()).then_some(()));
@@ -175,7 +175,7 @@ fn processes() -> BTreeMap<u32, Process> {
         let field = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned());
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let arguments = arguments.split(|b| *b == 0).filter(|a| !a.is_empty()).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
-        let state = field("State:")?.starts_with('Z').then_some(" (zombie)").unwrap_or_default();
+        let state = if field("State:")?.starts_with('Z') { " (zombie)" } else { "" };
         Some((pid, Process { name: field("Name:")? + state, parent: field("PPid:")?.parse().ok()?, arguments }))
     })
     .collect()

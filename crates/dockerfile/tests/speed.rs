@@ -1,6 +1,7 @@
 //! How long a long Dockerfile takes. The bar is the release build's; without optimisation it is only a guard against squares.
 //!
 //! `cargo test --release -p dockerfile --test speed -- --nocapture` prints the figures.
+#![allow(clippy::unwrap_used)]
 mod fixed;
 
 use std::time::Duration;
@@ -31,7 +32,7 @@ fn stages() -> String {
 /// One stage, in which every step sees all arguments before it.
 fn one_stage() -> String {
     let step = |i: usize| {
-        let first = if i % 8 == 0 { format!("ARG V{i}=x") } else { format!("ENV E{}=$V{}", i % 20, i / 8 * 8) };
+        let first = if i.is_multiple_of(8) { format!("ARG V{i}=x") } else { format!("ENV E{}=$V{}", i % 20, i / 8 * 8) };
         format!("{first}\nRUN make step-{i} \"$V{}\"\nCOPY src/{i} /dst/{i}\nLABEL l{i}=$V{}\n", i / 8 * 8, i / 8 * 8)
     };
     std::iter::once("FROM a\n".to_owned()).chain((0..LINES / 4).map(step)).collect()

@@ -1,4 +1,5 @@
 //! Lines, comments, continuations, directives, heredocs and argument forms.
+#![allow(clippy::unwrap_used)]
 use dockerfile::Lines;
 use dockerfile::syntax::{self, Node};
 

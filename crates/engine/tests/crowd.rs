@@ -71,7 +71,7 @@ async fn builds_that_are_given_up_leave_nothing() {
         for client in 0..100_u64 {
             // Every fourth client has a graph of its own.
             let of = if client % 4 == 0 { client + 1 } else { 1 };
-            let graph = graph(&mut Random((generation as u64 + 1) * 7919 * of | 1), &house, generation);
+            let graph = graph(&mut Random(((generation as u64 + 1) * 7919 * of) | 1), &house, generation);
             let (house, mut random) = (house.clone(), Random((client + 1) * 104_729 + generation as u64));
             clients.push(task::spawn("client", async move {
                 let cancel = Cancel::new();

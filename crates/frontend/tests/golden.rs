@@ -2,6 +2,7 @@
 //!
 //! `golden.json` holds requests and BuildKit's answers to them, given the same images. Vertices are compared as a set where several platforms
 //! are built at once, because BuildKit's order is then not fixed either.
+#![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

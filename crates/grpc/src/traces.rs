@@ -79,8 +79,8 @@ mod tests {
     fn a_span_is_read_and_one_without_ids_is_not() {
         let attribute = KeyValue { key: "k".into(), value: Some(AnyValue { value: Some(any_value::Value::IntValue(3)) }) };
         let span = trace::Span {
-            trace_id: vec![1; 16].into(),
-            span_id: vec![2; 8].into(),
+            trace_id: vec![1; 16],
+            span_id: vec![2; 8],
             name: "call".into(),
             kind: 3,
             start_time_unix_nano: 1_500_000_000,

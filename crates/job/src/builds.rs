@@ -84,15 +84,19 @@ impl Builds {
     }
 
     /// A build that runs, has just ended, or is in the history.
-    fn known(&self, id: &str) -> Result<Option<Progress>> {
+    async fn known(&self, id: &str) -> Result<Option<Progress>> {
         if let Some(build) = self.running.get(id) {
             return Ok(Some(Progress::Live(build.hub().watch())));
         }
         if let Some(hub) = self.ended.get(id) {
             return Ok(Some(Progress::Live(hub.watch())));
         }
-        let logs = self.history.record(id)?.and_then(|record| record.logs);
-        logs.map(|logs| Ok(Progress::Stored(blobs::download(self.worker.content(), &logs.digest, 0, None)?))).transpose()
+        let (history, content, id) = (self.history.clone(), self.worker.content().clone(), id.to_owned());
+        task::blocking(move || {
+            let logs = history.record(&id)?.and_then(|record| record.logs);
+            logs.map(|logs| Ok(Progress::Stored(blobs::download(&content, &logs.digest, 0, None)?))).transpose()
+        })
+        .await
     }
 
     pub(crate) fn worker(&self) -> &Worker {
@@ -242,14 +246,14 @@ impl Service for Builds {
     }
 
     async fn progress(&self, id: &str) -> Result<Progress> {
-        if let Some(progress) = self.known(id)? {
+        if let Some(progress) = self.known(id).await? {
             return Ok(progress);
         }
         // A short build may have ended before we are woken.
         let live = || self.running.get(id).map(|build| build.hub().watch()).or_else(|| self.ended.get(id).map(|hub| hub.watch()));
         match self.running.wait_for(WATCH_WAIT, live).await {
             Some(watch) => Ok(Progress::Live(watch)),
-            None => self.known(id)?.ok_or_else(|| no_such_job(id)),
+            None => self.known(id).await?.ok_or_else(|| no_such_job(id)),
         }
     }
 

@@ -1,4 +1,5 @@
 //! What every engine must do, and what [`kv::Db`] adds over any engine.
+#![allow(clippy::unwrap_used)]
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,6 @@
 //! Layers as blobs. The digests here are those that BuildKit's own differ (overlay, containerd's change writer, Go's archive/tar) gives
 //! for the same files.
+#![allow(clippy::unwrap_used)]
 mod common;
 
 use std::os::unix::fs::{PermissionsExt, symlink};

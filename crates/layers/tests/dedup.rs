@@ -1,4 +1,5 @@
 //! Equal files of different layers share storage. Needs root, as overlay trees do.
+#![allow(clippy::unwrap_used)]
 mod common;
 
 use std::os::unix::fs::MetadataExt as _;

@@ -1,4 +1,5 @@
 //! Blobs with a table of contents.
+#![allow(clippy::unwrap_used)]
 mod common;
 
 use std::io::Read as _;

@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used)]
 mod common;
 
 use std::io::Write as _;
@@ -34,7 +35,7 @@ async fn layers_come_back_after_a_restart() {
     let top = step(&layers, Some(&base), "/etc/two", "2");
     top.meta_put("checksum", b"abc");
     let (base_id, top_id) = (base.id(), top.id());
-    assert_eq!(top.parents(), [base.clone()]);
+    assert_eq!(top.parents(), std::slice::from_ref(&base));
     assert_eq!(listing(&top.view().unwrap()), ["/etc 755 /", "/etc/one 644 1", "/etc/two 644 2"]);
     layers.flush().await.unwrap();
     drop((base, top, layers));
@@ -150,8 +151,7 @@ async fn wrong_bytes_are_refused_and_leave_nothing() {
 
     let truth = list[0].descriptor.digest.clone();
     list[0].descriptor.digest = oci::Digest::of("other");
-    let mut lying = common::Source::default();
-    lying.blobs = source.blobs.clone();
+    let lying = common::Source { blobs: source.blobs.clone(), ..Default::default() };
     let layer = layers.from_image(list, Arc::new(lying)).unwrap().unwrap();
     let error = layer.realize(&Cancel::new(), &Reporter::silent()).await.unwrap_err();
     assert!(error.to_string().contains("no such blob"), "{error}");
@@ -177,7 +177,7 @@ async fn merges_and_diffs() {
     assert!(layers.diff(Some(&one), Some(&one), properties("")).is_none());
     assert_eq!(layers.diff(None, Some(&one), properties("")).unwrap(), one);
     let added = layers.diff(Some(&base), Some(&one), properties("")).unwrap();
-    assert_eq!(added.chain(), [one.clone()]);
+    assert_eq!(added.chain(), std::slice::from_ref(&one));
     assert_eq!(listing(&added.view().unwrap()), ["/d 755 /", "/d/one 644 1"]);
 
     let mut without = layers.draft(Some(&one), properties("")).unwrap();

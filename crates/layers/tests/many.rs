@@ -1,4 +1,5 @@
 //! A store of very many records answers as one of few. `KILN_TEST_RECORDS=100000`, built for release, is the bar.
+#![allow(clippy::unwrap_used)]
 mod common;
 
 use std::io::Write as _;

@@ -1,4 +1,5 @@
 //! The machine loses power: what was not synced is torn or gone, though the database speaks of it. Needs root, as overlay trees do.
+#![allow(clippy::unwrap_used)]
 mod common;
 
 use std::collections::HashSet;

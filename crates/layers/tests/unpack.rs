@@ -1,4 +1,5 @@
 //! Archives as they come, friendly and not.
+#![allow(clippy::unwrap_used)]
 mod common;
 
 use std::os::unix::fs::MetadataExt as _;
@@ -285,7 +286,7 @@ async fn broken_archives_are_refused() {
     // A gzip stream that breaks off.
     let home = Home::new();
     let layers = home.open();
-    let (mut list, mut source) = image(&[good.clone()]);
+    let (mut list, mut source) = image(std::slice::from_ref(&good));
     let cut = source.blobs[0].slice(..source.blobs[0].len() - 10);
     list[0].descriptor = Descriptor::of(media::OCI_LAYER_GZIP, &cut);
     source.blobs = vec![cut];
@@ -312,7 +313,7 @@ async fn zstd_and_plain_blobs() {
     let archive = Archive::default().file("a", &"text ".repeat(10_000)).end();
     for (blob, media_type) in [(zstd::encode_all(&archive[..], 3).unwrap(), media::OCI_LAYER_ZSTD), (archive.clone(), media::DOCKER_LAYER)]
     {
-        let (mut list, mut source) = image(&[archive.clone()]);
+        let (mut list, mut source) = image(std::slice::from_ref(&archive));
         list[0].descriptor = Descriptor::of(media_type, &blob);
         source.blobs = vec![blob.into()];
         let layer = layers.from_image(list, Arc::new(source)).unwrap().unwrap();

@@ -1,6 +1,7 @@
 //! `golden/fileop.txt` is what BuildKit v0.32's own file actions make of the trees in `golden/src.txt` and `golden/base.txt`: for each script
 //! (`>`) the resulting tree, or the error (`!`). Of what begins with `base.txt` only the differences are written down (`-`: gone).
 //! Needs root; fails without.
+#![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};

@@ -1,4 +1,5 @@
 //! Whole trees, as layers leave them.
+#![allow(clippy::unwrap_used)]
 use std::io::Write as _;
 
 use oci::Timestamp;

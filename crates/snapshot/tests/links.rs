@@ -1,4 +1,5 @@
 //! Hard links between trees: made where no one can tell, undone where someone could. Needs root and overlayfs; fails without.
+#![allow(clippy::unwrap_used)]
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;

@@ -1,4 +1,5 @@
 //! Real mounts of stacks. Needs root and overlayfs; fails without.
+#![allow(clippy::unwrap_used)]
 use std::fs;
 use std::path::Path;
 

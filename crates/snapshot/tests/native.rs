@@ -1,4 +1,5 @@
 //! The backend without overlay must leave the same trees behind. Needs root (bind mounts); fails without.
+#![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};

@@ -1,5 +1,6 @@
 //! The kernel is the model: random edits go through an [`Editor`] and through a real overlay mount, and all ways to look at the results must
 //! agree. Needs root and overlayfs; fails without.
+#![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;

@@ -281,7 +281,7 @@ async fn a_bundle_stands_for_its_remote() {
     // From here on the remote itself is gone.
     let unreachable = ("git.fullurl", "http://127.0.0.1:1/x.git");
     for (fragment, reference) in [("#main", "refs/heads/main"), ("", head.as_str()), (&format!("#{head}"), head.as_str())] {
-        let (place, context) = (Place::new(), context(&[client.clone()]));
+        let (place, context) = (Place::new(), context(std::slice::from_ref(&client)));
         let attrs = [unreachable, ("git.bundle", &bundle), ("git.checksum", &head), ("oci.store", "s"), ("git.keepgitdir", "true")];
         let vertex = support::vertex(&format!("git://127.0.0.1:1/x.git{fragment}"), &attrs);
         let key = place.key(&vertex, 0, &context).await.unwrap();

@@ -1,5 +1,6 @@
 //! `golden/answers.txt` is what BuildKit v0.32 says about the tree in `golden/tree.txt`, one question a line:
 //! path | flags (f: follow links, w: wildcard) | include | exclude | required | digest or error.
+#![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;

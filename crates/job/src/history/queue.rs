@@ -35,6 +35,9 @@ pub(super) struct Inner {
     pub spans: Spans,
     likes: Likes,
     state: Mutex<State>,
+    /// Held by who changes stored records, so that two changes do not undo each other. Taken on blocking threads only, before `state`, which is never
+    /// held while the database is asked.
+    turn: Mutex<()>,
     /// A build came into the history.
     grown: Arc<Notify>,
     /// What must be done before the daemon may end.
@@ -85,6 +88,7 @@ impl History {
             retention,
             spans: Spans::default(),
             state: Mutex::new(state),
+            turn: Mutex::default(),
             grown: Arc::default(),
             drain: Drain::new(),
             stop: Cancel::new(),
@@ -145,17 +149,26 @@ impl History {
     /// `NotFound` where there is nothing to pin. Whatever it changed is visible at once, and durable with the next flush.
     pub async fn update(&self, reference: &str, change: Change) -> Result<()> {
         match change {
-            Change::Finalize => self.finish(reference).await,
+            Change::Finalize => {
+                self.finish(reference).await;
+                Ok(())
+            }
             Change::Delete => {
                 self.finish(reference).await;
-                return self.0.delete(reference);
+                self.change(reference, |inner, reference| inner.delete(reference)).await
             }
-            Change::Pin(pinned) => self.0.amend(reference, |record| record.pinned = pinned)?,
+            Change::Pin(pinned) => {
+                self.change(reference, move |inner, reference| inner.amend(reference, |record| record.pinned = pinned)).await
+            }
         }
-        Ok(())
     }
 
-    /// The record of a build that has ended.
+    async fn change(&self, reference: &str, work: impl FnOnce(&Inner, &str) -> Result<()> + Send + 'static) -> Result<()> {
+        let (inner, reference) = (self.0.clone(), reference.to_owned());
+        task::blocking(move || work(&inner, &reference)).await
+    }
+
+    /// The record of a build that has ended. Reads the database.
     pub fn record(&self, reference: &str) -> Result<Option<Record>> {
         if self.0.state().deleted.contains(reference) {
             return Ok(None);
@@ -186,6 +199,11 @@ impl History {
     }
 
     #[cfg(test)]
+    pub(super) fn inner(&self) -> Arc<Inner> {
+        self.0.clone()
+    }
+
+    #[cfg(test)]
     pub(super) fn clean_now(&self) -> Result<()> {
         self.0.clean()
     }
@@ -198,6 +216,10 @@ impl Drop for Inner {
 }
 
 impl Inner {
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().expect("no holder of this lock panics")
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
     }
@@ -229,30 +251,49 @@ impl Inner {
 
     /// Changes a stored record.
     pub fn amend(&self, reference: &str, change: impl FnOnce(&mut Record)) -> Result<()> {
-        // Under the lock, so that two changes do not undo each other.
-        let state = self.state();
+        let _turn = self.turn();
         let missing = || Fault::new(Kind::NotFound, format!("failed to retrieve ref {reference}: no such build in the history"));
-        let mut record = self.store.load(reference)?.filter(|_| !state.deleted.contains(reference)).ok_or_else(missing)?;
+        let is_deleted = self.state().deleted.contains(reference);
+        let mut record = self.store.load(reference)?.filter(|_| !is_deleted).ok_or_else(missing)?;
         change(&mut record);
         record.generation += 1;
         self.store.save(&record)?;
-        state.tell(Event::Complete(Arc::new(record)));
+        self.state().tell(Event::Complete(Arc::new(record)));
         Ok(())
     }
 
+    /// One that is in use goes with the last who uses it.
     fn delete(&self, reference: &str) -> Result<()> {
-        let mut state = self.state();
-        if state.uses.contains_key(reference) {
+        let _turn = self.turn();
+        {
+            let mut state = self.state();
             state.deleted.insert(reference.to_owned());
-            return Ok(());
+            if state.uses.contains_key(reference) {
+                return Ok(());
+            }
         }
-        self.remove(&mut state, reference)
+        self.remove(reference)
     }
 
-    fn remove(&self, state: &mut State, reference: &str) -> Result<()> {
+    /// Removes a deleted record that nobody uses any more.
+    fn remove_unused(&self, reference: &str) -> Result<()> {
+        let _turn = self.turn();
+        let is_unused = {
+            let state = self.state();
+            state.deleted.contains(reference) && !state.uses.contains_key(reference)
+        };
+        if is_unused { self.remove(reference) } else { Ok(()) }
+    }
+
+    /// To be called in turn, for a record that counts as deleted.
+    fn remove(&self, reference: &str) -> Result<()> {
+        let removed = self.store.remove(reference);
+        let mut state = self.state();
         state.deleted.remove(reference);
-        state.tell(Event::Deleted { reference: reference.to_owned() });
-        self.store.remove(reference)
+        if removed.is_ok() {
+            state.tell(Event::Deleted { reference: reference.to_owned() });
+        }
+        removed
     }
 
     fn clean(&self) -> Result<()> {
@@ -302,11 +343,17 @@ impl Drop for Use {
             return;
         }
         state.uses.remove(&self.reference);
-        if state.deleted.contains(&self.reference)
-            && let Err(fault) = self.history.remove(&mut state, &self.reference)
-        {
-            tracing::error!(%fault, reference = self.reference, "a deleted build stays in the history");
+        if !state.deleted.contains(&self.reference) {
+            return;
         }
+        drop(state);
+        let (history, reference) = (self.history.clone(), std::mem::take(&mut self.reference));
+        self.history.drain.spawn("end of a deleted build", async move {
+            let name = reference.clone();
+            if let Err(fault) = task::blocking(move || history.remove_unused(&reference)).await {
+                tracing::error!(%fault, reference = name, "a deleted build stays in the history");
+            }
+        });
     }
 }
 

@@ -107,7 +107,7 @@ async fn a_build_is_listed_while_it_runs_and_after_a_restart() {
     let mut live = house.history.listen(Query { active_only: true, ..Query::default() }).await.unwrap();
     assert!(matches!(live.next().await, Some(Event::Started(record)) if record.reference == "b"));
     recording.complete(ended(Ok([("k".to_owned(), "v".to_owned())].into()))).await.unwrap();
-    assert_eq!(complete(&live.next().await.unwrap()).completed_at.is_some(), true);
+    assert!(complete(&live.next().await.unwrap()).completed_at.is_some());
     let house = house.reopened().await;
     let events = house.all(Query::default()).await;
     let [event] = events.as_slice() else { panic!("{events:?}") };
@@ -228,4 +228,30 @@ async fn a_build_that_is_given_up_before_it_is_recorded_leaves_nothing() {
     let house = House::new();
     drop(house.history.begin(Record { created_at: SystemTime::now(), ..Record::begun("b") }));
     assert!(house.all(Query::default()).await.is_empty());
+}
+
+/// On a runtime of one thread: had it to wait, nothing else would go on.
+#[tokio::test]
+async fn changes_wait_for_each_other_and_nobody_for_them() {
+    let house = House::new();
+    house.build("b", Ok(BTreeMap::new())).await;
+    house.history.settle().await;
+    let (inner, (held, holds), (end, ended)) = (house.history.inner(), tokio::sync::oneshot::channel(), std::sync::mpsc::channel::<()>());
+    let other = task::blocking(move || {
+        let _turn = inner.turn();
+        let _ = held.send(());
+        let _ = ended.recv();
+        Ok(())
+    });
+    let others = tokio::spawn(other);
+    holds.await.unwrap();
+    let history = house.history.clone();
+    let pinning = tokio::spawn(async move { history.update("b", Change::Pin(true)).await });
+    let events = house.all(Query::default()).await;
+    assert!(!complete(&events[0]).pinned && !pinning.is_finished());
+    drop(house.history.begin(Record::begun("c")));
+    end.send(()).unwrap();
+    others.await.unwrap().unwrap();
+    pinning.await.unwrap().unwrap();
+    assert!(complete(&house.all(Query::default()).await[0]).pinned);
 }

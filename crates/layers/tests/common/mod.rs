@@ -1,4 +1,5 @@
 //! A home for layers in a temporary directory, and images to pull into it. Needs root, as overlay trees do.
+#![allow(clippy::unwrap_used)]
 #![allow(dead_code)]
 use std::io::Write as _;
 use std::path::Path;
