@@ -133,16 +133,17 @@ impl<W: Write> LayerTar<'_, W> {
 
     /// Lists the directory that an entry is in, with all above it, before the entry.
     fn parents(&mut self, header: &Header) -> Result<()> {
-        let name = trim_slashes(&header.name).to_vec();
-        if let Some(at) = name.iter().rposition(|&b| b == b'/') {
+        let name = trim_slashes(&header.name);
+        if let Some(at) = name.iter().rposition(|&b| b == b'/')
+            && !self.listed.contains(&name[..at])
+        {
             let parent = name[..at].to_vec();
-            if self.listed.insert(parent.clone()) {
-                let item = Item::at(&self.tree.join(Path::new(std::ffi::OsStr::from_bytes(&parent))))?;
-                self.item(&parent, &item, false)?;
-            }
+            let item = Item::at(&self.tree.join(Path::new(std::ffi::OsStr::from_bytes(&parent))))?;
+            self.listed.insert(parent.clone());
+            self.item(&parent, &item, false)?;
         }
         if header.kind == EntryKind::Directory {
-            self.listed.insert(name);
+            self.listed.insert(name.to_vec());
         }
         Ok(())
     }
