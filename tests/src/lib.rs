@@ -2,6 +2,8 @@
 //!
 //! All of them need root (steps run in real containers) and the packages that `cargo xtask test` installs.
 #![allow(clippy::unwrap_used)]
+pub mod session;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -55,6 +55,8 @@ async fn leave(
     caches: Exports,
 ) -> Result<Response> {
     let Solved { mut outcome, results, captured } = solved;
+    // The history tells of it even if nothing leaves.
+    build.findings.metadata(&outcome.metadata);
     let session = build.session().await?;
     let keys: Vec<Vec<Key>> = results.values().map(|built| built.keys.clone()).collect();
     attest::scan(build, &mut outcome, wanted).await?;
@@ -65,7 +67,6 @@ async fn leave(
     };
     exporters.extend(session_exporters(build, session.as_ref(), &outcome).await?);
     warn(build, &outcome, (!exporters.is_empty()).then(|| vertex_of(build, 0)).as_ref()).await?;
-    build.findings.metadata(&outcome.metadata);
     let mut response = response_metadata(&outcome.metadata);
     let mut finalizers = Vec::new();
     // Manifests and configs stay until they are pushed.

@@ -227,7 +227,8 @@ fn archive(node: &Node, below: Option<&Layer>, cancel: &Cancel, out: &mut dyn Wr
     let tree = node.state().tree.ok_or(Error::Lazy { id: node.id })?;
     let stack = below.map_or(Ok(Vec::new()), Layer::stack)?;
     let view = home.trees().view(&stack)?;
-    crate::layer_tar::write(&home.trees().files(&tree)?, &view, cancel, out)
+    let compared = matches!(node.kind, Kind::Diff { computed: true, .. });
+    crate::layer_tar::write(&home.trees().files(&tree)?, &view, compared, cancel, out)
 }
 
 /// Compresses another of the layer's blobs anew. The archive in it stays as it is.

@@ -1,7 +1,7 @@
 //! What a tree changes of what lies below it, in the order in which an image layer lists it.
 //!
 //! Follows BuildKit's overlay differ: the tree itself is walked, not the merged whole, except in directories that hide what is below; there
-//! the two sides are compared.
+//! the two sides are compared. A tree that was itself made by comparing has files that are not changed only as further names of some that are.
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -25,14 +25,22 @@ pub(crate) enum Change {
     Kept(Item),
 }
 
-/// Calls `visit` with each change and its path relative to the root.
-pub(crate) fn changes(tree: &Path, below: &View, cancel: &Cancel, visit: &mut dyn FnMut(&Path, Change) -> Result<()>) -> Result<()> {
-    Walk { tree, below, cancel, visit }.directory(Path::new(""), true)
+/// Calls `visit` with each change and its path relative to the root. Is the tree one that was made by comparing (`compared`), unchanged files
+/// with several names are told of, too.
+pub(crate) fn changes(
+    tree: &Path,
+    below: &View,
+    compared: bool,
+    cancel: &Cancel,
+    visit: &mut dyn FnMut(&Path, Change) -> Result<()>,
+) -> Result<()> {
+    Walk { tree, below, compared, cancel, visit }.directory(Path::new(""), true)
 }
 
 struct Walk<'a> {
     tree: &'a Path,
     below: &'a View,
+    compared: bool,
     cancel: &'a Cancel,
     visit: &'a mut dyn FnMut(&Path, Change) -> Result<()>,
 }
@@ -62,8 +70,10 @@ impl Walk<'_> {
         let is_dir = item.is_dir();
         let full = item.path.clone();
         // Directories that were only copied up because of something in them are not changes.
-        if !unchanged {
-            (self.visit)(path, Change::Written(item))?;
+        match (unchanged, self.compared && item.is_linked()) {
+            (false, _) => (self.visit)(path, Change::Written(item))?,
+            (true, true) => (self.visit)(path, Change::Kept(item))?,
+            (true, false) => {}
         }
         match (is_dir, &before) {
             (false, _) => Ok(()),

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::same::Item;
 use crate::tar::{EntryKind, Header, Writer};
 
-/// Writes what `tree` changes of `below`.
-pub(crate) fn write(tree: &Path, below: &View, cancel: &Cancel, out: &mut dyn Write) -> Result<()> {
+/// Writes what `tree` changes of `below`; `compared` as for [`changes`].
+pub(crate) fn write(tree: &Path, below: &View, compared: bool, cancel: &Cancel, out: &mut dyn Write) -> Result<()> {
     let mut tar = LayerTar {
         tree,
         cancel,
@@ -25,7 +25,7 @@ pub(crate) fn write(tree: &Path, below: &View, cancel: &Cancel, out: &mut dyn Wr
         listed: HashSet::new(),
         buffer: vec![0; 256 << 10],
     };
-    changes(tree, below, cancel, &mut |path, change| tar.change(path.as_os_str().as_bytes(), change))?;
+    changes(tree, below, compared, cancel, &mut |path, change| tar.change(path.as_os_str().as_bytes(), change))?;
     tar.out.finish().map_err(failed(tree))?;
     Ok(())
 }

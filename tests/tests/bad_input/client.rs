@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use ::client::{Client, Endpoint, new_id};
 use bytes::Bytes;
+use kiln_tests::session::serve;
 use proto::fsutil::types::Packet;
 use proto::moby::buildkit::v1 as pb;
 use proto::moby::filesync::v1::file_sync_server::{FileSync, FileSyncServer};
 use testkit::Daemon;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::Stream;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status, Streaming};
+
+const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 
 /// No refusal takes longer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -39,28 +41,13 @@ impl Liar {
     pub async fn open(client: &Client, packets: Vec<Packet>) -> Self {
         let mut routes = RoutesBuilder::default();
         routes.add_service(FileSyncServer::new(Files { packets }));
-        let (sender, mut incoming, id) = tunnel(client).await;
-        let (pipe_in, from_daemon) = mpsc::channel::<Result<Bytes, Status>>(32);
-        tokio::spawn(async move {
-            while let Ok(Some(message)) = incoming.message().await {
-                let _ = pipe_in.send(Ok(message.data)).await;
-            }
-        });
-        let pipe = wire::Pipe::new(ReceiverStream::new(from_daemon), sender);
-        tokio::spawn(wire::serve(pipe, routes.routes().prepare()));
-        Self { id }
+        Self { id: serve(client, routes, &[DIFF_COPY]).await }
     }
 }
 
 /// A session on whose tunnel the caller itself sends bytes.
 pub async fn tunnel(client: &Client) -> (mpsc::Sender<Bytes>, Streaming<pb::BytesMessage>, String) {
-    let (sender, outgoing) = mpsc::channel::<Bytes>(32);
-    let mut request = Request::new(ReceiverStream::new(outgoing).map(|data| pb::BytesMessage { data }));
-    let id = new_id();
-    request.metadata_mut().insert("x-docker-expose-session-uuid", id.parse().unwrap());
-    request.metadata_mut().insert("x-docker-expose-session-grpc-method", "/moby.filesync.v1.FileSync/DiffCopy".parse().unwrap());
-    let incoming = client.control().session(request).await.unwrap().into_inner();
-    (sender, incoming, id)
+    kiln_tests::session::tunnel(client, &[DIFF_COPY]).await
 }
 
 struct Files {

@@ -96,7 +96,8 @@ fn exported(out: &Path) -> (Vec<String>, Vec<Shown>) {
     let layers: Vec<String> = config["rootfs"]["diff_ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap().to_owned()).collect();
     let show = |layer: &String| {
         let entries = read_tar(blob(layer)).into_iter();
-        let fields = |e: TarEntry| format!("{} {:o} {}:{} {} {} {:?}", char::from(e.kind), e.mode, e.uid, e.gid, e.mtime, e.data.len(), e.link);
+        let fields =
+            |e: TarEntry| format!("{} {:o} {}:{} {} {} {:?}", char::from(e.kind), e.mode, e.uid, e.gid, e.mtime, e.data.len(), e.link);
         entries.map(|(name, entry)| (name, fields(entry))).collect()
     };
     let shown = layers.iter().map(show).collect();

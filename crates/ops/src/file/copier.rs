@@ -283,6 +283,12 @@ impl<'a, 'e> Copier<'a, 'e> {
             drop(self.editor.create_file(target, metadata.permissions())?);
             return self.editor.set(target, &self.change.all_of(metadata)).map_err(info);
         }
+        if metadata.file_type() == FileType::BlockDevice {
+            // As upstream, whose copies of block devices are character devices: a layer with one would have another digest here.
+            let mode = FileType::CharacterDevice.as_raw_mode() | metadata.permissions();
+            self.editor.mknod(target, mode, metadata.rdev)?;
+            return self.editor.set(target, &self.change.all_of(metadata)).map_err(info);
+        }
         if metadata.is_file() && metadata.nlink > 1 {
             let key = (entry.tree(), metadata.ino);
             if let Some(first) = self.links.get(&key) {
