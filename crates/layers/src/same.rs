@@ -47,6 +47,7 @@ impl Item {
         Ok(Self::new(path, regular.then(|| directory.clone()), &stat))
     }
 
+    #[allow(clippy::unnecessary_cast, reason = "the count of links has another width on other architectures")]
     fn new(path: PathBuf, directory: Option<Arc<OwnedFd>>, stat: &Stat) -> Self {
         Self {
             path,
