@@ -243,15 +243,15 @@ async fn changes_wait_for_each_other_and_nobody_for_them() {
         let _ = ended.recv();
         Ok(())
     });
-    let others = tokio::spawn(other);
+    let others = task::spawn("other", other);
     holds.await.unwrap();
     let history = house.history.clone();
-    let pinning = tokio::spawn(async move { history.update("b", Change::Pin(true)).await });
+    let pinning = task::spawn("pin", async move { history.update("b", Change::Pin(true)).await });
     let events = house.all(Query::default()).await;
     assert!(!complete(&events[0]).pinned && !pinning.is_finished());
     drop(house.history.begin(Record::begun("c")));
     end.send(()).unwrap();
-    others.await.unwrap().unwrap();
-    pinning.await.unwrap().unwrap();
+    others.join().await.unwrap().unwrap();
+    pinning.join().await.unwrap().unwrap();
     assert!(complete(&house.all(Query::default()).await[0]).pinned);
 }
