@@ -155,8 +155,7 @@ fn forget_lost(node: &Arc<Node>) -> Result<()> {
 async fn create(layer: &Layer, compression: Compression, begun: Option<Begun>, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
     let node = &layer.0;
     let below = with_below(layer, cancel, reporter).await?;
-    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
-    let _room = node.home.room(cancel).await?;
+    let _turn = node.home.turn_to_pack(cancel).await?;
     let (source, cancel) = (node.clone(), cancel.clone());
     store(node, compression, begun, move |out| Ok(archive(&source, below.as_ref(), &cancel, out)?)).await
 }
@@ -171,8 +170,7 @@ async fn create_with_toc(
 ) -> Result<(), Fault> {
     let node = &layer.0;
     let below = with_below(layer, cancel, reporter).await?;
-    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
-    let _room = node.home.room(cancel).await?;
+    let _turn = node.home.turn_to_pack(cancel).await?;
     let root = node.home.trees().root().to_owned();
     let (plain, pipe) = std::io::pipe().map_err(Error::io("open a pipe for", &root))?;
     let (source, stop) = (node.clone(), cancel.clone());
@@ -235,8 +233,7 @@ fn archive(node: &Node, below: Option<&Layer>, cancel: &Cancel, out: &mut dyn Wr
 async fn convert(layer: &Layer, compression: Compression, begun: Option<Begun>, cancel: &Cancel, reporter: &Reporter) -> Result<(), Fault> {
     let hold = fetch_own(layer, cancel, reporter).await?;
     let node = layer.0.clone();
-    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
-    let _room = node.home.room(cancel).await?;
+    let _turn = node.home.turn_to_pack(cancel).await?;
     let (home, cancel) = (node.home.clone(), cancel.clone());
     let copy = move |out: &mut dyn Write| {
         let blob = std::io::BufReader::with_capacity(256 << 10, home.content().open_blob(hold.digest())?);
@@ -274,8 +271,7 @@ async fn with_toc(
 ) -> Result<(), Fault> {
     let source = fetch_own(layer, cancel, reporter).await?;
     let node = layer.0.clone();
-    let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
-    let _room = node.home.room(cancel).await?;
+    let _turn = node.home.turn_to_pack(cancel).await?;
     let cancel = cancel.clone();
     task::blocking(move || {
         let (_hold, blob) = crate::stargz::store(&node.home, &source, compression.level, begun, &cancel)?;

@@ -48,8 +48,7 @@ impl LayerBlob {
         }
         let own = self.own_blob().ok_or(Error::Lost { id: self.layer.id() })?;
         let source = self.layer.fetch_blob(&own, cancel, reporter).await?;
-        let _permit = cancel.run(node.home.acquire(&node.home.0.budget.diffs)).await?;
-        let _room = node.home.room(cancel).await?;
+        let _turn = node.home.turn_to_pack(cancel).await?;
         let with_toc = compression.kind == CompressionKind::Estargz;
         let kind = if with_toc { CompressionKind::Uncompressed } else { compression.kind };
         let (first, second) = if with_toc { (None, begun) } else { (begun, None) };
