@@ -152,20 +152,26 @@ impl Layers {
 
     /// Has equal files of different layers share storage until cancelled; the daemon spawns it once.
     pub async fn share_files(&self, cancel: &Cancel) {
-        let mut wait = COMPARE_AFTER;
+        let (mut wait, mut behind) = (COMPARE_AFTER, false);
         loop {
             let next = async {
                 self.0.fresh.any().await;
                 tokio::time::sleep(wait).await;
-                self.quiet().await;
+                // Where it is never quiet, one wait is for all that has gathered, or it would never be done.
+                if !behind {
+                    self.quiet().await;
+                }
             };
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
                 () = next => {}
             }
-            let begun = Instant::now();
-            self.attempt("look for equal files", |home| Ok(home.deduplicate(COMPARE_FOR).map(|_| ())?)).await;
+            let (begun, home) = (Instant::now(), self.clone());
+            behind = task::blocking(move || Ok(home.deduplicate(COMPARE_FOR)?)).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "could not look for equal files");
+                false
+            });
             // No more than a third of the time.
             wait = (begun.elapsed() * 2).max(COMPARE_AFTER);
         }
