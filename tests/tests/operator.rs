@@ -47,7 +47,9 @@ fn figures_follow_what_the_daemon_does() {
     write("exit 3");
     assert!(!daemon.kiln(&["build", dir]).output().unwrap().status.success());
 
-    let after = scrape(&address);
+    let after = wait_until("the new layers to be measured", Duration::from_secs(20), || {
+        Some(scrape(&address)).filter(|after| after["kiln_store_bytes{of=\"trees\"}"] > f64::from(1 << 20))
+    });
     assert_eq!(after["buildkit_builds_total{status=\"success\"}"], 2.0, "{after:?}");
     assert_eq!(after["buildkit_builds_total{status=\"failure\",error_code=\"Unknown\"}"], 1.0, "{after:?}");
     assert_eq!(after["buildkit_build_duration_seconds_count{status=\"success\"}"], 2.0);
