@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use testkit::{Daemon, Registry, busybox_image, http, wait_until};
 
 /// Where the daemon's debug endpoint listens.
@@ -98,6 +99,36 @@ fn the_debug_endpoint_says_what_there_is() {
     build.kill().unwrap();
     build.wait().unwrap();
     wait_until("the end of the build", Duration::from_secs(20), || (scrape(&address)["kiln_builds_running"] == 0.0).then_some(()));
+}
+
+/// systemd and shells give processes few files for the sake of programs that `select()`. The daemon takes what the hard limit allows; steps
+/// get what it was given.
+#[test]
+fn the_daemon_may_open_more_files_than_its_steps() {
+    let given = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), ..given }).unwrap();
+    let registry = Registry::start();
+    registry.push("base", "latest", &busybox_image());
+    let context = tempfile::tempdir().unwrap();
+    let mut text = format!("FROM {}/base:latest AS last\nRUN echo files $(ulimit -Sn) $(ulimit -Hn)\n", registry.host());
+    for number in 0..24 {
+        text += &format!("FROM {}/base:latest AS s{number}\nRUN echo {number} > /{number}\n", registry.host());
+    }
+    text += "FROM last\n";
+    for number in 0..24 {
+        text += &format!("COPY --from=s{number} /{number} /\n");
+    }
+    fs::write(context.path().join("Dockerfile"), text).unwrap();
+    for flags in [&[][..], &["--oci-worker-binary=runc"], &["--oci-worker-binary=crun"]] {
+        let daemon = Daemon::start(flags);
+        let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+        let files: Vec<_> = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+        assert_eq!(files[3], files[4], "{flags:?}");
+        let output = daemon.ok(&["build", "--progress=plain", "--no-cache", context.path().to_str().unwrap()]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        let line = format!(" files 64 {}", files[4]);
+        assert!(said.lines().any(|said| said.ends_with(&line)), "{flags:?}: {said}");
+    }
 }
 
 /// How often the daemon's threads have gone to sleep so far: none does so without having been woken.

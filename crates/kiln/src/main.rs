@@ -4,6 +4,7 @@
 //! picks what it is: `kilnd` and `buildkitd` are the daemon, `buildctl` is that client, `buildctl-daemonless.sh` is both for one command, anything else is kiln with its commands.
 mod cli;
 mod daemon;
+mod open_files;
 mod version;
 
 use std::ffi::OsString;

@@ -7,11 +7,19 @@ use fault::{Context as _, Fault, Kind, Result};
 
 use super::args::Args;
 use super::{Call, Mode, one_shot};
+use crate::open_files;
 
 const DEFAULT_ADDRESS: &str = "unix:///run/buildkit/buildkitd.sock";
 
 /// Connects to the daemon that flags or environment name. As kiln, where nothing is named, to one of our own, started if need be.
 pub async fn connect(call: &Call) -> Result<Client> {
+    let client = reach(call).await?;
+    // A daemon that was started for it has seen the limit that we were given.
+    open_files::raise();
+    Ok(client)
+}
+
+async fn reach(call: &Call) -> Result<Client> {
     let limit = Duration::from_secs(call.args.number("timeout").map_err(Fault::invalid)?.unwrap_or(5));
     let limit = if limit.is_zero() { Duration::from_secs(u64::from(u32::MAX)) } else { limit };
     let Some(address) = address(call) else { return one_shot::connect(call).await };

@@ -57,6 +57,7 @@ fn start(program: &str, args: Vec<OsString>) -> Result<ExitCode, String> {
     }
     // New files get the modes that they are created with.
     rustix::process::umask(rustix::fs::Mode::empty());
+    let given_files = crate::open_files::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("kiln")
@@ -64,7 +65,7 @@ fn start(program: &str, args: Vec<OsString>) -> Result<ExitCode, String> {
         .thread_stack_size(STACK)
         .build()
         .map_err(|e| format!("failed to start the runtime: {e}"))?;
-    let outcome = runtime.block_on(serve::run(config));
+    let outcome = runtime.block_on(serve::run(config, given_files));
     // What is still running after the grace period is not waited for.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::SUCCESS)

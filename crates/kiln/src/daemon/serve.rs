@@ -19,7 +19,7 @@ const LEAVE_TAKING: Duration = Duration::from_millis(500);
 /// After the last build, and after the first time.
 const GIVE_BACK_AFTER: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(190)];
 
-pub async fn run(config: Config) -> Result<(), String> {
+pub async fn run(config: Config, open_files: Option<u64>) -> Result<(), String> {
     let _lock = lock::hold(&config.root, &config.addresses)?;
     if config.addresses.is_empty() {
         return Err("--addr cannot be empty".into());
@@ -31,7 +31,7 @@ pub async fn run(config: Config) -> Result<(), String> {
     let debug_listener = config.debug_address.as_deref().map(listen::open_debug).transpose()?;
     let (grace, idle) = (config.grace_period, config.idle_exit);
     let sessions = Sessions::new();
-    let builds = Arc::new(open(config, &sessions)?);
+    let builds = Arc::new(open(config, open_files, &sessions)?);
     let server = Server::new(builds.clone(), sessions);
     let counter = Counter::default();
     let stop = task::Cancel::new();
@@ -66,12 +66,13 @@ pub async fn run(config: Config) -> Result<(), String> {
     Ok(())
 }
 
-fn open(config: Config, sessions: &Sessions) -> Result<Builds, String> {
+fn open(config: Config, open_files: Option<u64>, sessions: &Sessions) -> Result<Builds, String> {
     let sandbox = sandbox::Settings {
         dns: config.dns,
         cgroup_parent: config.cgroup_parent,
         host_proc: config.host_proc,
         confinement: config.confinement,
+        open_files,
         ..sandbox::Settings::new(config.root.join("sandbox"))
     };
     let mut emulators: Vec<_> = std::env::split_paths(&config.program_path).collect();

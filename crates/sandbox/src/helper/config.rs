@@ -1,6 +1,7 @@
 //! The configuration of an OCI runtime for a container that is the same as ours.
 use std::path::Path;
 
+use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
 use super::user::User;
@@ -103,7 +104,13 @@ pub(crate) fn process(process: &SpecProcess, user: &User, all: u64, labels: &Lab
     } else {
         json!({"bounding": names, "permitted": names, "effective": names})
     };
-    let rlimits: Vec<Value> = process.rlimits.iter().map(rlimit).collect();
+    let mut rlimits: Vec<Value> = process.rlimits.iter().map(rlimit).collect();
+    // Some releases of runc raise their own soft limit, and then pass it on.
+    if !rlimits.iter().any(|limit| limit["type"] == OPEN_FILES) {
+        let own = getrlimit(Resource::Nofile);
+        let value = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+        rlimits.push(json!({"type": OPEN_FILES, "soft": value(own.current), "hard": value(own.maximum)}));
+    }
     let mut value = json!({
         "terminal": process.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
@@ -263,6 +270,8 @@ const ALL: [&str; 41] = [
     "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 ];
+
+const OPEN_FILES: &str = "RLIMIT_NOFILE";
 
 #[cfg(test)]
 mod tests {

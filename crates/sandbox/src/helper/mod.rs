@@ -24,7 +24,7 @@ mod user;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 
 use crate::link::{self, Failure, Request};
 use crate::sys;
@@ -60,6 +60,7 @@ fn serve(daemon: OwnedFd) -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::process::umask(rustix::fs::Mode::empty());
     spare_from_oom_protection();
+    limit_open_files();
     let cgroups = cgroup::Cgroups::find();
     sys::ignore_children();
     let mut buffer = Vec::new();
@@ -96,6 +97,14 @@ fn spare_from_oom_protection() {
     if protected {
         let _ = std::fs::write(FILE, "0");
     }
+}
+
+/// Sets the soft limit that the daemon names as our only argument.
+fn limit_open_files() {
+    let Some(soft) = std::env::args().nth(1).and_then(|soft| soft.parse().ok()) else { return };
+    let hard = getrlimit(Resource::Nofile).maximum;
+    // It was ours before the daemon raised its own.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum: hard });
 }
 
 /// A failed step of setting a container up.

@@ -32,6 +32,8 @@ pub struct Settings {
     /// the daemon and each other there.
     pub host_proc: bool,
     pub confinement: Confinement,
+    /// The soft limit of open files that programs get, where the daemon has another.
+    pub open_files: Option<u64>,
 }
 
 impl Settings {
@@ -44,6 +46,7 @@ impl Settings {
             networks: Networks::default(),
             host_proc: false,
             confinement: Confinement::default(),
+            open_files: None,
         }
     }
 }
@@ -73,7 +76,7 @@ impl Launcher {
             std::fs::create_dir_all(&dir).map_err(SandboxError::io(format!("create {}", dir.display())))?;
         }
         let names = Names::open(&settings.state, settings.dns.clone(), settings.networks.nameserver())?;
-        let zygote = Mutex::new(Zygote::start(&settings.helper)?);
+        let zygote = Mutex::new(Zygote::start(&settings)?);
         Ok(Self { settings, names, confiner, zygote, warned: Arc::default() })
     }
 
@@ -87,7 +90,7 @@ impl Launcher {
         };
         if ask(&zygote).is_err() {
             tracing::warn!("the sandbox helper is gone; starting another");
-            *zygote = Zygote::start(&self.settings.helper)?;
+            *zygote = Zygote::start(&self.settings)?;
             ask(&zygote).map_err(SandboxError::io("reach the sandbox helper"))?;
         }
         // Not to keep it: its end is what the zygote goes by.
@@ -141,12 +144,14 @@ impl Sweeper {
 }
 
 impl Zygote {
-    fn start(helper: &Path) -> Result<Self, SandboxError> {
+    fn start(settings: &Settings) -> Result<Self, SandboxError> {
+        let helper = settings.helper.as_path();
         let (ours, theirs) = link::pair().map_err(SandboxError::io("create a socket"))?;
         let sealed = read_only(helper);
         let program = sealed.as_ref().map_or_else(|| helper.to_owned(), |fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into());
         let mut command = Command::new(program);
         command.arg0(helper::NAME).env_clear().current_dir("/").stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command.args(settings.open_files.map(|soft| soft.to_string()));
         let child = command.spawn().map_err(SandboxError::io(format!("start {}", helper.display())))?;
         Ok(Self { child, socket: Some(Arc::new(ours)) })
     }
