@@ -5,10 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::Value;
-use testkit::{Daemon, Registry, busybox_image, read_tar, wait_until};
+use testkit::{Daemon, PATIENCE, Registry, busybox_image, read_tar, wait_until};
 
 const NAME: &str = "docker.io/library/accepted:v1";
 
@@ -155,7 +154,7 @@ impl Containerd {
         let mut command = Command::new("containerd");
         command.args(["--config", &path("config.toml")]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let mut containerd = Self { child: command.spawn().unwrap(), home };
-        wait_until("containerd", Duration::from_secs(30), || {
+        wait_until("containerd", PATIENCE, || {
             let ended = containerd.child.try_wait().unwrap();
             assert!(ended.is_none(), "containerd: {ended:?}\n{}", fs::read_to_string(containerd.home.path().join("log")).unwrap());
             let status = containerd.ctr(&["version"]).output().unwrap().status;
@@ -208,6 +207,8 @@ fn containerd_imports_and_unpacks_it() {
 struct Docker {
     child: Child,
     home: tempfile::TempDir,
+    /// It would start one itself, and give up if that takes it more than fifteen seconds.
+    _containerd: Containerd,
 }
 
 impl Docker {
@@ -215,12 +216,14 @@ impl Docker {
         let home = tempfile::Builder::new().prefix("kiln-docker-").tempdir().unwrap();
         let path = |name: &str| home.path().join(name).display().to_string();
         let log = fs::File::create(home.path().join("log")).unwrap();
+        let containerd = Containerd::start();
         let mut command = Command::new("dockerd");
+        command.arg("--containerd").arg(containerd.home.path().join("c.sock"));
         command.args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--host", &format!("unix://{}", path("d.sock"))]);
         command.args(["--data-root", &path("root"), "--exec-root", &path("exec"), "--pidfile", &path("pid")]);
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().expect("dockerd is installed");
-        let mut docker = Self { child, home };
-        wait_until("dockerd", Duration::from_secs(60), || {
+        let mut docker = Self { child, home, _containerd: containerd };
+        wait_until("dockerd", PATIENCE, || {
             let ended = docker.child.try_wait().unwrap();
             assert!(ended.is_none(), "dockerd: {ended:?}\n{}", docker.log());
             docker.docker(&["version"]).output().unwrap().status.success().then_some(())
@@ -249,7 +252,6 @@ impl Docker {
 
 impl Drop for Docker {
     fn drop(&mut self) {
-        // It ends its own containerd.
         let _ = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
         let _ = self.child.wait();
     }

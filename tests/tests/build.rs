@@ -232,16 +232,15 @@ fn a_root_that_is_in_use_is_said_at_once_with_who_uses_it() {
     daemonless.args(["debug", "workers"]).env("BUILDKITD_FLAGS", format!("--root {}", root.display()));
     let mut one_shot = std::process::Command::new(testkit::kiln_binary());
     one_shot.args(["--root", path(&root), "build", path(dir.path())]);
-    let begun = std::time::Instant::now();
     for mut command in [daemonless, one_shot] {
         let output = command.env_remove("BUILDKIT_HOST").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{said}");
         assert!(said.contains(&format!("could not lock {}, another instance running?", root.join("buildkitd.lock").display())), "{said}");
         assert!(said.contains(&format!("process {} on ", daemon.pid())) && said.contains(&daemon.address()), "{said}");
+        // Another daemon that is about to listen would have been waited for, and then not have answered.
+        assert!(said.contains("the daemon could not be started") && !said.contains("does not answer"), "{said}");
     }
-    // Another daemon that is about to listen would have been waited for for twenty.
-    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! Frontends in containers, and graphs that steps write.
 #![allow(clippy::unwrap_used)]
 use std::process::Output;
-use std::time::Duration;
 
 use client::{Client, Endpoint, new_id};
 use oci::Digest;
@@ -9,7 +8,7 @@ use prost::Message as _;
 use proto::moby::buildkit::v1::{self as control, frontend as gateway};
 use proto::pb;
 use serde_json::json;
-use testkit::{BaseImage, Daemon, Registry, Tar, busybox_image};
+use testkit::{BaseImage, Daemon, PATIENCE, Registry, Tar, busybox_image};
 
 /// What a frontend writes to its pipe for one call of `Return` and nothing after it: an HTTP/2 connection, recorded.
 fn returning(request: &gateway::ReturnRequest) -> Vec<u8> {
@@ -152,7 +151,7 @@ fn built(from: &pb::Op, attrs: &[(&str, &str)]) -> pb::Op {
 #[tokio::test]
 async fn a_step_may_write_a_graph_that_another_builds() {
     let daemon = Daemon::start(&[]);
-    let client = Client::connect(&Endpoint::Unix(daemon.socket()), Duration::from_secs(30)).await.unwrap();
+    let client = Client::connect(&Endpoint::Unix(daemon.socket()), PATIENCE).await.unwrap();
     let solve = async |definition: pb::Definition| {
         let request = control::SolveRequest { r#ref: new_id(), definition: Some(definition), ..Default::default() };
         client.control().solve(request).await.map_or_else(|status| status.message().to_owned(), |_| String::new())

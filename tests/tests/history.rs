@@ -1,11 +1,10 @@
 //! Builds of the past as clients see them, and why steps ran that had run before.
 #![allow(clippy::unwrap_used)]
 use std::fs;
-use std::time::Duration;
 
 use kiln_tests::Buildx;
 use serde_json::Value;
-use testkit::{BaseImage, Daemon, Registry, Tar, busybox_image, wait_until};
+use testkit::{BaseImage, Daemon, PATIENCE, Registry, Tar, busybox_image, wait_until};
 
 fn context(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -173,17 +172,20 @@ fn an_abandoned_build_is_in_the_history_as_canceled() {
     let registry = Registry::start();
     registry.push("base", "latest", &busybox_image());
     let daemon = Daemon::start(&[]);
-    let dir = context(&[("Dockerfile", &format!("FROM {}/base:latest\nRUN echo started && sleep 1000\n", registry.host()))]);
-    let mut client = daemon.kiln(&["build", "--progress", "plain", dir.path().to_str().unwrap()]).spawn().unwrap();
+    let dir = context(&[("Dockerfile", &format!("FROM {}/base:latest\nRUN echo $((40 + 2)) runs && sleep 1000\n", registry.host()))]);
+    let shown = daemon.home().join("shown");
+    let mut client = daemon.kiln(&["build", "--progress", "plain", dir.path().to_str().unwrap()]);
+    let mut client = client.stderr(fs::File::create(&shown).unwrap()).spawn().unwrap();
+    wait_until("the step to run", PATIENCE, || fs::read_to_string(&shown).unwrap().contains("42 runs").then_some(()));
     let running = || {
         let listed = text(&daemon.ok(&["debug", "histories"]).stdout);
         let line = listed.lines().find(|line| line.starts_with("STARTED"))?;
         line.split_whitespace().nth(1).map(str::to_owned)
     };
-    let reference = wait_until("the build to be listed", Duration::from_secs(20), running);
+    let reference = wait_until("the build to be listed", PATIENCE, running);
     client.kill().unwrap();
     client.wait().unwrap();
     let ended = || records(&daemon).into_iter().find(|record| record["Ref"] == reference.as_str());
-    let record = wait_until("the build to end", Duration::from_secs(20), ended);
+    let record = wait_until("the build to end", PATIENCE, ended);
     assert_eq!((record["Status"].as_str(), record["error"]["code"].as_i64()), (Some("canceled"), Some(1)), "{record}");
 }

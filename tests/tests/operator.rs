@@ -5,11 +5,11 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use testkit::{Daemon, Registry, busybox_image, http, wait_until};
+use testkit::{Daemon, PATIENCE, Registry, busybox_image, http, wait_until};
 
 /// Where the daemon's debug endpoint listens.
 fn debug_address(daemon: &Daemon) -> String {
-    wait_until("the address of the debug endpoint", Duration::from_secs(10), || {
+    wait_until("the address of the debug endpoint", PATIENCE, || {
         let log = fs::read_to_string(daemon.log_path()).unwrap();
         let rest = log.split_once("debug and metrics endpoint on ")?.1;
         rest.split_whitespace().next().map(str::to_owned)
@@ -48,7 +48,7 @@ fn figures_follow_what_the_daemon_does() {
     write("exit 3");
     assert!(!daemon.kiln(&["build", dir]).output().unwrap().status.success());
 
-    let after = wait_until("the new layers to be measured", Duration::from_secs(20), || {
+    let after = wait_until("the new layers to be measured", PATIENCE, || {
         Some(scrape(&address)).filter(|after| after["kiln_store_bytes{of=\"trees\"}"] > f64::from(1 << 20))
     });
     assert_eq!(after["buildkit_builds_total{status=\"success\"}"], 2.0, "{after:?}");
@@ -90,7 +90,7 @@ fn the_debug_endpoint_says_what_there_is() {
     registry.push("base", "latest", &busybox_image());
     fs::write(context.path().join("Dockerfile"), format!("FROM {}/base:latest\nRUN sleep 600\n", registry.host())).unwrap();
     let mut build = daemon.kiln(&["build", "--build-arg", "TOKEN=hidden", context.path().to_str().unwrap()]).spawn().unwrap();
-    let shown = wait_until("the build in the list", Duration::from_secs(20), || {
+    let shown = wait_until("the build in the list", PATIENCE, || {
         let (_, text) = get("GET", "/debug/requests");
         text.contains("running for").then_some(text)
     });
@@ -98,7 +98,7 @@ fn the_debug_endpoint_says_what_there_is() {
     assert_eq!(scrape(&address)["kiln_builds_running"], 1.0);
     build.kill().unwrap();
     build.wait().unwrap();
-    wait_until("the end of the build", Duration::from_secs(20), || (scrape(&address)["kiln_builds_running"] == 0.0).then_some(()));
+    wait_until("the end of the build", PATIENCE, || (scrape(&address)["kiln_builds_running"] == 0.0).then_some(()));
 }
 
 /// systemd and shells give processes few files for the sake of programs that `select()`. The daemon takes what the hard limit allows; steps
@@ -148,7 +148,7 @@ fn an_idle_daemon_sleeps() {
     fs::write(context.path().join("Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n").unwrap();
     daemon.ok(&["build", context.path().to_str().unwrap()]);
     let (mut last, mut since) = (0, Instant::now());
-    wait_until("six seconds without a wakeup", Duration::from_secs(100), || {
+    wait_until("six seconds without a wakeup", PATIENCE * 3, || {
         let now = wakeups(daemon.pid());
         if now != last {
             (last, since) = (now, Instant::now());

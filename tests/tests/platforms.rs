@@ -111,7 +111,7 @@ fn every_platform_has_its_image_with_registered_emulators() {
         for emulator in aarch64 arm ppc64le riscv64 s390x; do cat /usr/lib/binfmt.d/qemu-$emulator.conf > /proc/sys/fs/binfmt_misc/register; done
         PATH=/nonexistent exec ./kiln --root ./root "$@"
     "#;
-    fs::copy(testkit::kiln_binary(), dir.path().join("kiln")).unwrap();
+    testkit::copy_program(&testkit::kiln_binary(), &dir.path().join("kiln"));
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--mount", "--propagation", "slave", "sh", "-ec", script, "sh"]).args(&arguments);
     let output = command.current_dir(dir.path()).output().unwrap();

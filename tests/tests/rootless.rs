@@ -7,10 +7,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use testkit::{User, wait_until};
+use testkit::{PATIENCE, User, wait_until};
 
 /// Capabilities that container engines give by default.
 const ENGINE_CAPABILITIES: [&str; 14] = [
@@ -112,10 +111,11 @@ fn other_runtimes_are_rootless_too() {
         let path = std::env::split_paths(&std::env::var_os("PATH").unwrap()).map(|dir| dir.join(runtime)).find(|path| path.is_file());
         let binary = path.unwrap_or_else(|| panic!("{runtime} is not installed"));
         let script = format!(
-            "./kiln daemon --root {root}-{runtime} --addr unix://{root}.sock --oci-worker-binary {binary} --idle-exit 1 2> {root}.log & \
+            "./kiln daemon --root {root}-{runtime} --addr unix://{root}.sock --oci-worker-binary {binary} --idle-exit 120 2> {root}.log & \
              until ./kiln --addr unix://{root}.sock debug workers > /dev/null 2>&1 || ! kill -0 $!; do :; done; \
              ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin context; code=$?; \
-             cat /proc/[0-9]*/status 2> /dev/null | awk -v daemon=$! '/^State:/ {{ state = $2 }} /^PPid:/ && $2 == daemon && state == \"Z\" {{ print \"zombie\" }}'; \
+             zombies() {{ cat /proc/[0-9]*/status 2> /dev/null | awk -v daemon=$1 '/^State:/ {{ state = $2 }} /^PPid:/ && $2 == daemon && state == \"Z\" {{ print \"zombie\" }}'; }}; \
+             looks=0; while [ -n \"$(zombies $!)\" ] && [ $looks -lt 1000 ]; do looks=$((looks + 1)); done; zombies $!; \
              kill $!; wait $!; cat {root}.log; exit $code",
             root = home.path(runtime).display(),
             binary = binary.display(),
@@ -140,7 +140,7 @@ fn steps_have_cgroups_where_one_is_delegated() {
         home.user.own(&own.join(file));
     }
     let script = format!(
-        "./kiln daemon --root {root} --addr unix://{root}.sock --idle-exit 1 2> {root}.log & \
+        "./kiln daemon --root {root} --addr unix://{root}.sock --idle-exit 120 2> {root}.log & \
          until ./kiln --addr unix://{root}.sock debug workers > /dev/null 2>&1 || ! kill -0 $!; do :; done; \
          ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin context; code=$?; kill $!; wait $!; exit $code",
         root = home.path("root").display()
@@ -159,7 +159,7 @@ fn steps_have_cgroups_where_one_is_delegated() {
     assert!(text.contains(" 0::/\n"), "a step's own cgroup is the root that it sees: {text}");
     // The steps' cgroups were made there, and are gone; then nothing is in the way of removing the rest, once the daemon's helpers have followed it.
     for dir in [own.join("buildkit"), own.join("kiln-daemon"), own] {
-        wait_until(&format!("removing {}", dir.display()), Duration::from_secs(10), || fs::remove_dir(&dir).ok());
+        wait_until(&format!("removing {}", dir.display()), PATIENCE, || fs::remove_dir(&dir).ok());
     }
 }
 
@@ -181,7 +181,7 @@ const OF_ROOT: Engine = Engine { user: 0, subordinate: false, ..OF_A_USER };
 /// A script that builds with a daemon of these flags.
 fn with_daemon(home: &Home, flags: &str, build: &str) -> String {
     format!(
-        "./kiln daemon --root {root} --addr unix://{root}.sock --idle-exit 1 {flags} 2> {root}.log & \
+        "./kiln daemon --root {root} --addr unix://{root}.sock --idle-exit 120 {flags} 2> {root}.log & \
          until ./kiln --addr unix://{root}.sock debug workers > /dev/null 2>&1 || ! kill -0 $!; do :; done; \
          ./kiln --addr unix://{root}.sock build --progress=plain --build-context tools=/bin {build}; code=$?; \
          kill $!; wait $!; cat {root}.log; exit $code",

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use client::{Client, Endpoint, new_id};
 use kiln_tests::session::serve;
@@ -16,7 +15,7 @@ use proto::moby::exporter::v1::{
 use proto::moby::filesync::v1::BytesMessage;
 use proto::moby::filesync::v1::file_send_server::{FileSend, FileSendServer};
 use serde_json::Value;
-use testkit::{Daemon, Registry, read_tar};
+use testkit::{Daemon, PATIENCE, Registry, read_tar};
 use tokio_stream::Stream;
 use tonic::service::RoutesBuilder;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -100,7 +99,7 @@ async fn build(client: &Client, script: &Script, name: &str) -> Result<pb::Solve
 }
 
 async fn connect(daemon: &Daemon) -> Client {
-    Client::connect(&Endpoint::Unix(daemon.socket()), Duration::from_secs(30)).await.unwrap()
+    Client::connect(&Endpoint::Unix(daemon.socket()), PATIENCE).await.unwrap()
 }
 
 #[tokio::test]

@@ -2,21 +2,48 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::{Outcome, run};
 
+/// A mirror that fails, or is in the middle of an update of its own, mostly works again a little later; so does another apt that has the lock.
+const PAUSES: [u64; 4] = [5, 20, 60, 120];
+/// One file is tried again right away, and who else installs something is waited for.
+const PATIENT: [&str; 4] = ["-o", "Acquire::Retries=5", "-o", "DPkg::Lock::Timeout=300"];
+
 /// Installs packages with apt; needs root.
 pub fn install(packages: &[&str]) -> Outcome {
-    run(Command::new("apt-get").args(["update", "-qq"]))?;
-    let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
-    run(command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
+    again_and_again(|| {
+        // Some of the machine's other sources may be out of reach, which is only a warning.
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
+        let mut command = Command::new("apt-get");
+        command.args(PATIENT).args(["install", "-y", "-qq", "--no-install-recommends"]).args(packages);
+        run(command.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
+    })
+}
+
+/// What depends on the network, with longer and longer pauses between the tries. The last failure counts.
+fn again_and_again(attempt: impl Fn() -> Outcome) -> Outcome {
+    for pause in PAUSES {
+        let Err(error) = attempt() else { return Ok(()) };
+        eprintln!("xtask: {error}; trying again in {pause} seconds");
+        std::thread::sleep(Duration::from_secs(pause));
+    }
+    attempt()
 }
 
 /// Unpacks one package of a suite, for any architecture, below `into`, with lists and cache of its own: the system's stay as they are. Of a
 /// package that only names another, as that of the current kernel does, it is the other.
 pub fn unpack_from(suite: &str, package: &str, architecture: &str, into: &Path) -> Outcome {
+    again_and_again(|| try_to_unpack_from(suite, package, architecture, into))
+}
+
+fn try_to_unpack_from(suite: &str, package: &str, architecture: &str, into: &Path) -> Outcome {
     let apt = into.join("apt");
+    // An earlier try may have left half a list, or half a package.
+    if apt.exists() {
+        fs::remove_dir_all(&apt)?;
+    }
     for dir in ["lists/partial", "cache/archives/partial", "debs"] {
         fs::create_dir_all(apt.join(dir))?;
     }
@@ -36,9 +63,11 @@ pub fn unpack_from(suite: &str, package: &str, architecture: &str, into: &Path) 
         option("Acquire::Languages", "none".into()),
     ]
     .concat();
-    run(Command::new("apt-get").args(&options).args(["update", "-qq"]))?;
+    // Unless told that this is a failure, apt goes on without lists that it could not get.
+    run(Command::new("apt-get").args(PATIENT).args(&options).args(["update", "-qq", "--error-on=any"]))?;
     let package = real_package(package, &options)?;
     run(Command::new("apt-get")
+        .args(PATIENT)
         .args(&options)
         .args(["download", "-qq", &format!("{package}:{architecture}")])
         .current_dir(apt.join("debs")))?;

@@ -293,6 +293,8 @@ impl Service for Builds {
     }
 
     async fn prune(&self, rule: PruneRule, deleted: mpsc::Sender<UsageRecord>) -> Result<()> {
+        // The engine may not have come to it yet that builds which have been answered let go of their layers; its answer says that it has.
+        self.worker.engine().census().await;
         let index = self.worker.index().clone();
         usage::prune(self.worker.layers(), rule, deleted, move |id| index.forget([id])).await?;
         // While a build runs, blobs without a layer may be about to get one; pruning spares the young ones then.

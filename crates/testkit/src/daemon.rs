@@ -1,11 +1,10 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{User, wait_until};
+use crate::{PATIENCE, User, wait_until};
 
 /// The kiln daemon as a process, on a root and a socket of its own.
 pub struct Daemon {
@@ -81,7 +80,7 @@ impl Daemon {
             .unwrap();
         self.child = Some(child);
         let socket = self.socket();
-        wait_until("the daemon's socket", Duration::from_secs(20), || {
+        wait_until("the daemon's socket", PATIENCE, || {
             let ended = self.child.as_mut().and_then(|c| c.try_wait().unwrap());
             assert!(ended.is_none(), "the daemon ended with {ended:?}:\n{}", std::fs::read_to_string(self.log_path()).unwrap());
             UnixStream::connect(&socket).ok()
@@ -124,7 +123,7 @@ impl Daemon {
     pub fn stop(&mut self) -> std::process::ExitStatus {
         let mut child = self.child.take().expect("the daemon runs");
         Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-        wait_until("the daemon to stop", Duration::from_secs(30), || child.try_wait().unwrap())
+        wait_until("the daemon to stop", PATIENCE, || child.try_wait().unwrap())
     }
 
     /// A kiln command against this daemon.

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Duration;
+
+use crate::PATIENCE;
 
 /// An HTTP answer; header names in lower case.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ pub struct Reply {
 /// One plain HTTP/1.1 request to `host:port`, over a connection of its own.
 pub fn http(method: &str, authority: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<Reply> {
     let mut stream = TcpStream::connect(authority)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));

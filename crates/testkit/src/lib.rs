@@ -17,5 +17,5 @@ pub use http::{Reply, http};
 pub use image::{BaseImage, busybox_image};
 pub use registry::Registry;
 pub use tar::{Tar, TarEntry, read_tar};
-pub use user::User;
-pub use wait::wait_until;
+pub use user::{User, copy_program};
+pub use wait::{PATIENCE, wait_until};

@@ -1,11 +1,10 @@
-use std::net::TcpListener;
+use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use oci::Digest;
 use tempfile::TempDir;
 
-use crate::{BaseImage, Reply, http, wait_until};
+use crate::{BaseImage, PATIENCE, Reply, http, wait_until};
 
 /// Debian's docker-registry on a loopback port, with storage of its own.
 pub struct Registry {
@@ -19,22 +18,28 @@ impl Registry {
     /// If `docker-registry` (Debian package of that name) is not installed or does not come up.
     pub fn start() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let config = root.path().join("config.yml");
+        let (config, log) = (root.path().join("config.yml"), root.path().join("log"));
+        // It picks its port itself and says which: one that was picked for it could be somebody else's by the time.
         let text = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            "version: 0.1\nlog:\n  level: info\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:0\n",
             root.path().join("data").display()
         );
-        std::fs::write(&config, text).unwrap();
+        fs::write(&config, text).unwrap();
         let child = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(File::create(&log).unwrap())
             .spawn()
             .expect("docker-registry (Debian package docker-registry) is installed");
-        let registry = Self { child, port, _root: root };
-        wait_until("the registry", Duration::from_secs(20), || http("GET", &registry.host(), "/v2/", &[], b"").ok());
+        let mut registry = Self { child, port: 0, _root: root };
+        registry.port = wait_until("the registry's port", PATIENCE, || {
+            let said = fs::read_to_string(&log).unwrap();
+            let ended = registry.child.try_wait().unwrap();
+            assert!(ended.is_none(), "the registry ended with {ended:?}:\n{said}");
+            port_in(&said)
+        });
+        wait_until("the registry", PATIENCE, || http("GET", &registry.host(), "/v2/", &[], b"").ok());
         registry
     }
 
@@ -94,6 +99,22 @@ impl Drop for Registry {
     }
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// Once what is said of it is complete.
+fn port_in(log: &str) -> Option<u16> {
+    let (_, rest) = log.split_once("listening on 127.0.0.1:")?;
+    rest[..rest.find(|c: char| !c.is_ascii_digit())?].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::port_in;
+
+    #[test]
+    fn a_port_that_is_half_said_is_none() {
+        let whole = "level=info msg=\"listening on 127.0.0.1:36119\" version=2";
+        assert_eq!(port_in(whole), Some(36119));
+        for end in 0..whole.find('"').unwrap() + 30 {
+            assert_eq!(port_in(&whole[..end]), None, "{:?}", &whole[..end]);
+        }
+    }
 }

@@ -19,10 +19,14 @@ impl User {
 
     pub fn new() -> Self {
         let home = tempfile::Builder::new().prefix("kiln-rootless").tempdir().unwrap();
-        fs::copy(crate::kiln_binary(), home.path().join("kiln")).unwrap();
+        copy_program(&crate::kiln_binary(), &home.path().join("kiln"));
         fs::write(home.path().join("ids"), "somebody:200000:65536\n").unwrap();
         let passwd = fs::read_to_string("/etc/passwd").unwrap() + &format!("somebody:x:{id}:{id}::/:/bin/sh\n", id = Self::ID);
         fs::write(home.path().join("passwd"), passwd).unwrap();
+        // Where no user has any subordinate ids yet the files may be missing; they are made empty, which means the same.
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            drop(fs::OpenOptions::new().append(true).create(true).open(file).unwrap());
+        }
         let user = Self { home };
         for name in ["", "kiln", "ids", "passwd"] {
             user.own(&user.path(name));
@@ -47,10 +51,6 @@ impl User {
         let ids = if subordinate { self.path("ids") } else { "/dev/null".into() };
         let privileged =
             r#"mount --bind "$1" /etc/subuid && mount --bind "$1" /etc/subgid && mount --bind passwd /etc/passwd && shift && exec "$@""#;
-        // Where no user has any yet the files may be missing; they are made empty, which means the same.
-        for file in ["/etc/subuid", "/etc/subgid"] {
-            drop(fs::OpenOptions::new().append(true).create(true).open(file).unwrap());
-        }
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", privileged, "sh"]).arg(ids);
         command.args(["setpriv", &format!("--reuid={}", Self::ID), &format!("--regid={}", Self::ID), "--clear-groups"]);
@@ -64,4 +64,11 @@ impl Default for User {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// By another process: while one with several threads has a program open for writing, a child that another thread is about to make may
+/// have it, too, and then it cannot be executed.
+pub fn copy_program(from: &Path, to: &Path) {
+    let output = Command::new("cp").args([from, to]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,5 +1,8 @@
 use std::time::{Duration, Instant};
 
+/// A bound for what takes a moment: it is for what hangs, not for what is slow, on a machine that may be slow and busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Polls until `ready` gives something. Panics with `what` after `bound`.
 pub fn wait_until<T>(what: &str, bound: Duration, mut ready: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + bound;

@@ -1,6 +1,5 @@
 //! A client that sends what it is told to, well formed or not.
 use std::pin::Pin;
-use std::time::Duration;
 
 use ::client::{Client, Endpoint, new_id};
 use bytes::Bytes;
@@ -8,7 +7,7 @@ use kiln_tests::session::serve;
 use proto::fsutil::types::Packet;
 use proto::moby::buildkit::v1 as pb;
 use proto::moby::filesync::v1::file_sync_server::{FileSync, FileSyncServer};
-use testkit::Daemon;
+use testkit::{Daemon, PATIENCE};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::service::RoutesBuilder;
@@ -16,17 +15,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 const DIFF_COPY: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 
-/// No refusal takes longer.
-const LIMIT: Duration = Duration::from_secs(30);
-
 pub async fn connect(daemon: &Daemon) -> Client {
-    Client::connect(&Endpoint::Unix(daemon.socket()), LIMIT).await.unwrap()
+    Client::connect(&Endpoint::Unix(daemon.socket()), PATIENCE).await.unwrap()
 }
 
 /// What the daemon says to a definition; empty if it builds.
 pub async fn solve(client: &Client, definition: pb_of::Definition, session: &str) -> String {
     let request = pb::SolveRequest { r#ref: new_id(), definition: Some(definition), session: session.into(), ..Default::default() };
-    let answer = tokio::time::timeout(LIMIT, client.control().solve(request)).await.expect("an answer comes");
+    let answer = tokio::time::timeout(PATIENCE, client.control().solve(request)).await.expect("an answer comes");
     answer.map_or_else(|status| status.message().to_owned(), |_| String::new())
 }
 

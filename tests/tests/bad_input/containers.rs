@@ -1,11 +1,9 @@
 //! Containers of a gateway get no more than steps do, whatever their caller asks for (CVE-2024-23653).
-use std::time::Duration;
-
 use ::client::new_id;
 use proto::moby::buildkit::v1 as control;
 use proto::moby::buildkit::v1::frontend as pb;
 use proto::moby::buildkit::v1::frontend::exec_message::Input;
-use testkit::Daemon;
+use testkit::{Daemon, PATIENCE};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
@@ -45,7 +43,7 @@ async fn outcome(daemon: &Daemon, network: i32, security: i32) -> String {
             }
         }
     };
-    let said = tokio::time::timeout(Duration::from_secs(30), exit).await.expect("the process ends");
+    let said = tokio::time::timeout(PATIENCE, exit).await.expect("the process ends");
     solving.abort();
     said
 }

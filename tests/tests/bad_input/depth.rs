@@ -1,5 +1,5 @@
 //! Trees that steps make too deep.
-use testkit::{Daemon, Registry, busybox_image, wait_until};
+use testkit::{Daemon, PATIENCE, Registry, busybox_image, wait_until};
 
 use super::lives_on;
 
@@ -27,7 +27,7 @@ fn trees_of_any_depth_are_copied_or_refused_and_go_again() {
     assert!(!refused.status.success(), "nothing can name its files");
     lives_on(&daemon);
     daemon.ok(&["prune", "--all"]);
-    wait_until("the trash to be emptied", std::time::Duration::from_secs(60), || {
+    wait_until("the trash to be emptied", PATIENCE, || {
         std::fs::read_dir(daemon.root().join("snapshots/trash")).unwrap().next().is_none().then_some(())
     });
     lives_on(&daemon);

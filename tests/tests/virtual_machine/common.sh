@@ -3,6 +3,8 @@
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/root
 mount -t proc proc /proc
+# The kernel's messages would come in the middle of ours; dmesg has them.
+dmesg -n 1
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
