@@ -101,6 +101,11 @@ fn what_one_daemon_built_the_next_has() {
     daemon.ok(&["build", "--build-arg", &base, "--push", "-t", &image, "--cache-to", "type=inline", path(dir.path())]);
     let inside = format!("type=registry,ref={image}");
     assert_eq!(stamp(&Daemon::start(&[]), "fourth", &["--cache-from", &inside]), first);
+    // Its layers may have been given other times.
+    let output = format!("type=image,name={image}-clamped,push=true,rewrite-timestamp=true,source-date-epoch=1700000000");
+    daemon.ok(&["build", "--build-arg", &base, "-o", &output, "--cache-to", "type=inline", path(dir.path())]);
+    let inside = format!("type=registry,ref={image}-clamped");
+    assert_eq!(stamp(&Daemon::start(&[]), "fifth", &["--cache-from", &inside]), first);
 }
 
 /// In mode min only the last stage's layers go along, but all keys do: the next daemon finds the copy out of the first stage by definition,

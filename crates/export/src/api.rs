@@ -25,6 +25,8 @@ pub struct Source {
     pub metadata: BTreeMap<String, Bytes>,
     /// Statements about each platform's result, by platform id.
     pub attestations: BTreeMap<String, Vec<Statement>>,
+    /// Who writes the caches that images carry, where they are to.
+    pub inline_cache: Option<Arc<dyn CacheAuthor>>,
 }
 
 #[derive(Clone)]
@@ -74,6 +76,14 @@ pub trait Author: Send + Sync {
     async fn predicate(&self) -> Result<Bytes>;
 }
 
+/// Writes the cache that an image carries in its config.
+#[async_trait]
+pub trait CacheAuthor: Send + Sync {
+    /// Asked once the layers of the platform's image are packed as `compression` says. `diff_ids` are theirs, lowest first. `None`: nothing of
+    /// it can be used again.
+    async fn cache(&self, id: &str, diff_ids: &[Digest], compression: Compression, reporter: &Reporter) -> Result<Option<Bytes>>;
+}
+
 impl Predicate {
     pub(crate) async fn json(&self) -> Result<Bytes> {
         match self {
@@ -121,11 +131,6 @@ impl Context {
 pub trait Exporter: Send + Sync {
     /// Name of the export's vertex.
     fn name(&self) -> &'static str;
-
-    /// How layers are packed, where there are any in what leaves. An inline cache has to be about layers packed just so.
-    fn compression(&self) -> Option<Compression> {
-        None
-    }
 
     async fn export(&self, source: &Source, context: &Context) -> Result<Exported>;
 }

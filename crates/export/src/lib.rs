@@ -23,7 +23,7 @@ mod tarball;
 mod tree;
 mod upload;
 
-pub use api::{Author, Context, Exported, Exporter, PlatformResult, Predicate, Source, Statement, Subject};
+pub use api::{Author, CacheAuthor, Context, Exported, Exporter, PlatformResult, Predicate, Source, Statement, Subject};
 pub use attestation::{escape_query, purl};
 pub use exporters::Exporters;
 pub use image::without_internals;

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use base64::Engine as _;
@@ -378,4 +378,50 @@ async fn statements_are_written_once_the_layers_are_packed_and_boms_learn_of_the
     assert_eq!(bom["predicate"]["files"][1].get("comment"), None);
     assert_eq!(bom["subject"][0]["name"], "pkg:docker/r.io/x@latest?platform=linux%2Famd64");
     assert_eq!(read(&attestation["layers"][1]["digest"])["predicate"], json!({"packed": 2}));
+}
+
+/// Notes what it is asked, and gives that as the cache.
+#[derive(Default)]
+struct Notes(Mutex<Vec<String>>);
+
+#[async_trait]
+impl export::CacheAuthor for Notes {
+    async fn cache(
+        &self,
+        id: &str,
+        diff_ids: &[Digest],
+        compression: layers::Compression,
+        _: &progress::Reporter,
+    ) -> fault::Result<Option<Bytes>> {
+        let asked = format!("{id} {} {diff_ids:?}", compression.kind.name());
+        self.0.lock().unwrap().push(asked.clone());
+        Ok(Some(asked.into()))
+    }
+}
+
+/// Whatever times the image's own layers get: the next build compares with the layers that the steps made.
+#[tokio::test]
+async fn an_image_carries_the_cache_of_its_layers_as_the_steps_made_them() {
+    let home = Home::new();
+    let notes = Arc::new(Notes::default());
+    let mut source = with_config(single(Some(two_layers(&home))));
+    source.inline_cache = Some(notes.clone());
+    let mut diff_ids = Vec::new();
+    for attrs in [&[][..], &[("rewrite-timestamp", "true"), ("source-date-epoch", "1700000000")]] {
+        home.export("oci", &[attrs, &[("name", "r.io/x"), ("compression", "zstd")]].concat(), &source).await.unwrap();
+        let all = blobs(&home.client.file());
+        let config =
+            all.values().filter_map(|blob| serde_json::from_slice::<Value>(blob).ok()).find(|v| v.get("rootfs").is_some()).unwrap();
+        let asked = notes.0.lock().unwrap().last().unwrap().clone();
+        let carried = base64::engine::general_purpose::STANDARD.decode(config["moby.buildkit.cache.v0"].as_str().unwrap()).unwrap();
+        assert_eq!(String::from_utf8(carried).unwrap(), asked);
+        diff_ids.push(config["rootfs"]["diff_ids"].clone());
+    }
+    let asked = notes.0.lock().unwrap().clone();
+    assert_eq!((asked.len(), &asked[0]), (2, &asked[1]));
+    assert!(asked[0].starts_with("linux/amd64 zstd ["), "{asked:?}");
+    for diff_id in diff_ids[0].as_array().unwrap() {
+        assert!(asked[0].contains(diff_id.as_str().unwrap()), "{asked:?}");
+    }
+    assert_ne!(diff_ids[0], diff_ids[1]);
 }

@@ -177,19 +177,16 @@ pub async fn export(build: &Build, exporter: &Exporter, index: usize, keys: &[Ve
     }
 }
 
-/// The inline cache for an image of one result.
+/// The inline cache for an image of one result, whose layers have these diff ids.
 pub async fn inline(
     build: &Build,
-    layer: Option<&layers::Layer>,
     keys: &[Key],
+    diff_ids: &[Digest],
     compression: layers::Compression,
     reporter: &Reporter,
 ) -> Result<Option<bytes::Bytes>> {
-    let Some(layer) = layer else { return Ok(None) };
     let context = build.cache_context(reporter.clone()).await?;
-    let blobs = layer.blobs(compression, &context.cancel, reporter).await?;
-    let diff_ids: Vec<Digest> = blobs.into_iter().map(|blob| blob.diff_id).collect();
     let imports = build.imported();
     let subject = Subject { keys: &[keys.to_vec()], caches: build.worker.engine().caches(), imports: &imports };
-    build.worker.remotes().inline().of(&subject, &diff_ids, compression, &context).await.context("failed to make the inline cache")
+    build.worker.remotes().inline().of(&subject, diff_ids, compression, &context).await.context("failed to make the inline cache")
 }

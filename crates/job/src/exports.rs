@@ -2,8 +2,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use engine::Built;
-use export::{Context as ExportContext, Exported, Exporter, PlatformResult, Source};
+use export::{CacheAuthor, Context as ExportContext, Exported, Exporter, PlatformResult, Source};
 use fault::{Fault, Result};
 use frontend::Outcome;
 use layers::{Compression, Layer};
@@ -72,13 +74,14 @@ async fn leave(
     // Manifests and configs stay until they are pushed.
     let mut holds = Vec::new();
     if !exporters.is_empty() {
-        let inline = caches.inline.then(|| results.clone());
+        let inline = caches.inline.then(|| results.iter().map(|(id, built)| (id.clone(), built.keys.clone())).collect());
         let layers = results.into_iter().map(|(id, built)| (id, built.layer)).collect();
         let mut source = source(layers, &outcome, platforms::of(&outcome)?)?;
         source.attestations = attest::statements(build, &outcome, provenance).await?;
+        source.inline_cache = inline.map(|keys| Arc::new(InlineCaches { build: build.clone(), keys }) as _);
         let mut running = Vec::new();
         for (index, exporter) in exporters.into_iter().enumerate() {
-            running.push(export(build, session.clone(), exporter, &source, inline.as_ref(), index));
+            running.push(export(build, session.clone(), exporter, &source, index));
         }
         for (index, exported) in join_all(running).await.into_iter().enumerate() {
             let (exported, digest, name) = exported?;
@@ -157,7 +160,7 @@ fn source(results: BTreeMap<String, Option<Layer>>, outcome: &Outcome, platforms
         Ok(PlatformResult { id, platform, layer })
     });
     let results = results.collect::<Result<Vec<_>>>()?;
-    Ok(Source { results, is_map, metadata: outcome.metadata.clone(), attestations: BTreeMap::new() })
+    Ok(Source { results, is_map, metadata: outcome.metadata.clone(), ..Source::default() })
 }
 
 /// Tells the user where a result is not for the platforms that were asked for, at the first exporter's vertex.
@@ -202,18 +205,12 @@ async fn export(
     session: Option<Arc<dyn Session>>,
     exporter: Box<dyn Exporter>,
     source: &Source,
-    inline: Option<&BTreeMap<String, Built>>,
     index: usize,
 ) -> Result<(Exported, Digest, &'static str)> {
     let digest = vertex_of(build, index);
     let name = exporter.name();
     let exported = build
         .in_vertex(digest.clone(), name, async |reporter| {
-            let with_cache = match (inline, exporter.compression()) {
-                (Some(results), Some(compression)) => Some(with_inline(build, source, results, compression, &reporter).await?),
-                _ => None,
-            };
-            let source = with_cache.as_ref().unwrap_or(source);
             let context = ExportContext { cancel: build.cancel.child(), reporter, sessions: build.group.clone(), session, index };
             exporter.export(source, &context).await
         })
@@ -221,22 +218,17 @@ async fn export(
     Ok((exported, digest, name))
 }
 
-/// The source with the inline cache of each platform's image.
-async fn with_inline(
-    build: &Build,
-    source: &Source,
-    results: &BTreeMap<String, Built>,
-    compression: Compression,
-    reporter: &Reporter,
-) -> Result<Source> {
-    let _row = reporter.row("preparing layers for inline cache", "", 0);
-    let mut source = source.clone();
-    for result in &source.results {
-        let id = if source.is_map { result.id.as_str() } else { "" };
-        let Some(built) = results.get(id) else { continue };
-        if let Some(cache) = caches::inline(build, built.layer.as_ref(), &built.keys, compression, reporter).await? {
-            source.metadata.insert(format!("containerimage.inlinecache/{}", result.id), cache);
-        }
+/// Writes the caches that images carry.
+struct InlineCaches {
+    build: Arc<Build>,
+    /// Of each result; the only one has an empty id.
+    keys: BTreeMap<String, Vec<Key>>,
+}
+
+#[async_trait]
+impl CacheAuthor for InlineCaches {
+    async fn cache(&self, id: &str, diff_ids: &[Digest], compression: Compression, reporter: &Reporter) -> Result<Option<Bytes>> {
+        let Some(keys) = self.keys.get(id).or_else(|| self.keys.get("")) else { return Ok(None) };
+        caches::inline(&self.build, keys, diff_ids, compression, reporter).await
     }
-    Ok(source)
 }

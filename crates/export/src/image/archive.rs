@@ -8,7 +8,6 @@ use bytes::Bytes;
 use content::Store;
 use fault::{Fault, Kind, Result};
 use futures_util::future::try_join_all;
-use layers::Compression;
 use oci::{Descriptor, Timestamp};
 use session::{ContentStore, Session};
 
@@ -87,10 +86,6 @@ async fn copy_blob(store: &Store, target: &dyn ContentStore, digest: &oci::Diges
 impl Exporter for ArchiveExporter {
     fn name(&self) -> &'static str {
         if self.docker { "exporting to docker image format" } else { "exporting to oci image format" }
-    }
-
-    fn compression(&self) -> Option<Compression> {
-        Some(self.options.compression)
     }
 
     async fn export(&self, source: &Source, context: &Context) -> Result<Exported> {

@@ -65,10 +65,6 @@ impl Exporter for ImageExporter {
         "exporting to image"
     }
 
-    fn compression(&self) -> Option<Compression> {
-        Some(self.options.compression)
-    }
-
     async fn export(&self, source: &Source, context: &Context) -> Result<Exported> {
         let mut metadata = source.metadata.clone();
         metadata.extend(self.metadata.clone());
@@ -98,7 +94,7 @@ impl Exporter for ImageExporter {
 /// Packs the layers and writes the documents. `names` are what statements are about; `begun` is told of layers that are made now.
 pub async fn make(
     source: &Source,
-    metadata: BTreeMap<String, Bytes>,
+    mut metadata: BTreeMap<String, Bytes>,
     names: String,
     options: Settled,
     begun: Option<Begun>,
@@ -108,13 +104,32 @@ pub async fn make(
     let platforms: Vec<&str> = source.results.iter().map(|result| result.id.as_str()).collect();
     let statements: Vec<bool> = source.attestations.values().flatten().map(|statement| statement.inline_only).collect();
     check(source.is_map, &platforms, &statements, &options)?;
-    let Parts { parts, layers, holds } = context.cancel.run(pack(source, &metadata, &options, begun, context)).await?;
+    let Parts { parts, diff_ids, layers, holds } = context.cancel.run(pack(source, &metadata, &options, begun, context)).await?;
+    metadata.extend(context.cancel.run(caches(source, &diff_ids, options.compression, context)).await?);
     let attestations = context.cancel.run(write(source, &parts, &layers, context)).await?;
     let draft = Draft { parts, is_map: source.is_map, metadata, attestations, names };
     let (own, reporter) = (store.clone(), context.reporter.clone());
     let mut image = task::blocking(move || assemble(&draft, &options, &own, &reporter)).await?;
     image.holds.extend(holds);
     Ok((image, Blobs::new(store.clone(), layers)))
+}
+
+/// The caches that the images are to carry, as metadata of the source. `diff_ids` by platform id.
+async fn caches(
+    source: &Source,
+    diff_ids: &BTreeMap<String, Vec<Digest>>,
+    compression: Compression,
+    context: &Context,
+) -> Result<BTreeMap<String, Bytes>> {
+    let Some(author) = &source.inline_cache else { return Ok(BTreeMap::new()) };
+    let _row = context.reporter.row("preparing layers for inline cache", "", 0);
+    let mut all = BTreeMap::new();
+    for (id, diff_ids) in diff_ids {
+        if let Some(cache) = author.cache(id, diff_ids, compression, &context.reporter).await? {
+            all.insert(format!("containerimage.inlinecache/{id}"), cache);
+        }
+    }
+    Ok(all)
 }
 
 /// Statements are written once layers are packed, for they may tell of these.

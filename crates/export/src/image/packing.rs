@@ -17,6 +17,8 @@ use crate::image::options::Settled;
 /// A source whose layers all have blobs, though these may still be elsewhere.
 pub struct Parts {
     pub parts: Vec<Part>,
+    /// Those of the layers themselves, whatever was made of them for the image, by platform id and lowest first. Scratch has none.
+    pub diff_ids: BTreeMap<String, Vec<Digest>>,
     /// Who knows where a blob is.
     pub layers: BTreeMap<Digest, Layer>,
     /// Keeps blobs that are no layer's own.
@@ -47,8 +49,11 @@ pub async fn pack(
     if options.rewrite_timestamps {
         try_join_all(packed.iter_mut().map(|one| rewrite(one, metadata, options, second.clone(), context))).await?;
     }
-    let mut all = Parts { parts: Vec::new(), layers: BTreeMap::new(), holds: Vec::new() };
+    let mut all = Parts { parts: Vec::new(), diff_ids: BTreeMap::new(), layers: BTreeMap::new(), holds: Vec::new() };
     for One { part, blobs, holds } in packed {
+        if !blobs.is_empty() {
+            all.diff_ids.insert(part.id.clone(), blobs.iter().map(|blob| blob.diff_id.clone()).collect());
+        }
         // The layer of a rewritten blob knows which files are in it.
         let named = part
             .layers
