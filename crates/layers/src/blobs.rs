@@ -59,9 +59,26 @@ impl Layer {
         Ok(chain.into_iter().map(|layer| choose(layer, compression)).collect::<Result<_>>()?)
     }
 
+    /// This layer's alone among [`Layer::blobs_as_they_grow`].
+    pub async fn blob(
+        &self,
+        compression: Compression,
+        begun: Option<Begun>,
+        cancel: &Cancel,
+        reporter: &Reporter,
+    ) -> fault::Result<LayerBlob> {
+        ensure(self, compression, begun, cancel, reporter).await?;
+        Ok(choose(self.clone(), compression)?)
+    }
+
+    /// [`Layer::blob`] if it is there already.
+    pub fn blob_at_hand(&self, compression: Compression) -> Option<LayerBlob> {
+        choose(self.clone(), compression).ok()
+    }
+
     /// [`Layer::blobs`] as far as that takes no work: `None` if a blob is missing.
     pub fn blobs_at_hand(&self, compression: Compression) -> Option<Vec<LayerBlob>> {
-        self.chain().into_iter().map(|layer| choose(layer, compression).ok()).collect()
+        self.chain().into_iter().map(|layer| layer.blob_at_hand(compression)).collect()
     }
 }
 
@@ -131,7 +148,7 @@ async fn ensure(layer: &Layer, compression: Compression, begun: Option<Begun>, c
 }
 
 /// A blob that was damaged, or that someone deleted, is made again from the files.
-fn forget_lost(node: &Arc<Node>) -> Result<()> {
+pub(crate) fn forget_lost(node: &Arc<Node>) -> Result<()> {
     let known = {
         let state = node.state();
         if state.tree.is_none() || state.source.is_some() {
@@ -157,7 +174,7 @@ async fn create(layer: &Layer, compression: Compression, begun: Option<Begun>, c
     let below = with_below(layer, cancel, reporter).await?;
     let _turn = node.home.turn_to_pack(cancel).await?;
     let (source, cancel) = (node.clone(), cancel.clone());
-    store(node, compression, begun, move |out| Ok(archive(&source, below.as_ref(), &cancel, out)?)).await
+    store(node, compression, begun, move |out| Ok(archive(&source, below.as_ref(), None, &cancel, out)?)).await
 }
 
 /// Archives the layer's tree, cut and with a table of contents. The layer's own archive passes by and is only hashed: it is in no blob then.
@@ -171,28 +188,9 @@ async fn create_with_toc(
     let node = &layer.0;
     let below = with_below(layer, cancel, reporter).await?;
     let _turn = node.home.turn_to_pack(cancel).await?;
-    let root = node.home.trees().root().to_owned();
-    let (plain, pipe) = std::io::pipe().map_err(Error::io("open a pipe for", &root))?;
     let (source, stop) = (node.clone(), cancel.clone());
-    let archiving = task::blocking(move || {
-        let mut out = Hashing { out: std::io::BufWriter::with_capacity(64 << 10, pipe), hasher: Hasher::new() };
-        let outcome = archive(&source, below.as_ref(), &stop, &mut out);
-        match outcome.and_then(|()| out.flush().map_err(Error::io("archive", &root))) {
-            Ok(()) => Ok(Some(out.hasher.finish())),
-            // Whoever reads has given up, and says why.
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    });
-    let (target, stop) = (node.clone(), cancel.clone());
-    let storing = task::blocking(move || {
-        let failed = |error| Error::io("archive", target.home.trees().root())(std::io::Error::other(error));
-        Ok(crate::stargz::store_archive(&target.home, plain, compression.level, begun, &stop, failed)?)
-    });
-    let (diff_id, stored) = tokio::join!(archiving, storing);
-    let diff_id = diff_id?;
-    let (_hold, blob) = stored?;
-    let diff_id = diff_id.ok_or_else(|| Fault::internal("an archive was read to the end before it was written"))?;
+    let produce = move |out: &mut dyn Write| Ok(archive(&source, below.as_ref(), None, &stop, out)?);
+    let (_hold, blob, diff_id) = pack_with_toc(&node.home, compression.level, begun, cancel, produce).await?;
     let expected = node.state().diff_id.clone();
     if let Some(expected) = expected.filter(|expected| *expected != diff_id) {
         return Err(Error::DiffId { digest: blob.digest, expected, actual: diff_id }.into());
@@ -204,8 +202,38 @@ async fn create_with_toc(
     Ok(())
 }
 
+/// Cuts an archive and gives it a table of contents, while it is written. Returns the blob, and the digest of the archive as it was written.
+pub(crate) async fn pack_with_toc(
+    home: &Layers,
+    level: Option<i32>,
+    begun: Option<Begun>,
+    cancel: &Cancel,
+    produce: impl FnOnce(&mut dyn Write) -> fault::Result<()> + Send + 'static,
+) -> Result<(Hold, Descriptor, Digest), Fault> {
+    let root = home.trees().root().to_owned();
+    let (plain, pipe) = std::io::pipe().map_err(Error::io("open a pipe for", &root))?;
+    let archiving = task::blocking(move || {
+        let mut out = Hashing { out: Watched { out: pipe, given_up: false }, hasher: Hasher::new() };
+        let mut buffered = std::io::BufWriter::with_capacity(64 << 10, &mut out);
+        let outcome = produce(&mut buffered).and_then(|()| Ok(buffered.flush().map_err(Error::io("archive", &root))?));
+        drop(buffered);
+        // Whoever reads has given up, and says why.
+        if out.out.given_up { Ok(None) } else { outcome.map(|()| Some(out.hasher.finish())) }
+    });
+    let (home, stop) = (home.clone(), cancel.clone());
+    let storing = task::blocking(move || {
+        let failed = |error| Error::io("archive", home.trees().root())(std::io::Error::other(error));
+        Ok(crate::stargz::store_archive(&home, plain, level, begun, &stop, failed)?)
+    });
+    let (archived, stored) = tokio::join!(archiving, storing);
+    let archived = archived?;
+    let (hold, blob) = stored?;
+    let archived = archived.ok_or_else(|| Fault::internal("an archive was read to the end before it was written"))?;
+    Ok((hold, blob, archived))
+}
+
 /// The layer below, once its files and the layer's own are here.
-async fn with_below(layer: &Layer, cancel: &Cancel, reporter: &Reporter) -> Result<Option<Layer>, Fault> {
+pub(crate) async fn with_below(layer: &Layer, cancel: &Cancel, reporter: &Reporter) -> Result<Option<Layer>, Fault> {
     let node = &layer.0;
     let below = match &node.kind {
         Kind::Layer { parent } => parent.clone(),
@@ -219,14 +247,14 @@ async fn with_below(layer: &Layer, cancel: &Cancel, reporter: &Reporter) -> Resu
     Ok(below)
 }
 
-/// Writes what the layer's tree changes of `below`.
-fn archive(node: &Node, below: Option<&Layer>, cancel: &Cancel, out: &mut dyn Write) -> Result<()> {
+/// Writes what the layer's tree changes of `below`, with times no later than `latest` in seconds since 1970.
+pub(crate) fn archive(node: &Node, below: Option<&Layer>, latest: Option<i64>, cancel: &Cancel, out: &mut dyn Write) -> Result<()> {
     let home = &node.home;
     let tree = node.state().tree.ok_or(Error::Lazy { id: node.id })?;
     let stack = below.map_or(Ok(Vec::new()), Layer::stack)?;
     let view = home.trees().view(&stack)?;
     let compared = matches!(node.kind, Kind::Diff { computed: true, .. });
-    crate::layer_tar::write(&home.trees().files(&tree)?, &view, compared, cancel, out)
+    crate::layer_tar::write(&home.trees().files(&tree)?, &view, compared, latest, cancel, out)
 }
 
 /// Compresses another of the layer's blobs anew. The archive in it stays as it is.
@@ -370,6 +398,24 @@ fn chain_ids(node: &Arc<Node>) {
         state.chain_id = Some(chain);
         state.blob_chain_id = Some(blob_chain);
     });
+}
+
+/// Notes that nobody reads any more.
+struct Watched<W> {
+    out: W,
+    given_up: bool,
+}
+
+impl<W: Write> Write for Watched<W> {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        let outcome = self.out.write(data);
+        self.given_up |= outcome.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe);
+        outcome
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
 }
 
 pub(crate) struct Hashing<W> {

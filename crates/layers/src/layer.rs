@@ -46,13 +46,18 @@ impl Layer {
         self.0.state().blobs.clone()
     }
 
-    /// The blobs of the image that this layer is, lowest first, if all of it is packed by now.
+    /// The blobs of the image that this layer is, lowest first, if all of it is packed by now; of a layer that was only packed with other times,
+    /// the last such blob.
     pub fn packed(&self) -> Option<Vec<Descriptor>> {
         // What lies on top is packed last and mostly tells at once: chains may be thousands of layers long.
-        if matches!(self.0.kind, Kind::Layer { .. }) && self.0.state().blobs.is_empty() {
+        let first = |layer: &Layer| {
+            let own = layer.0.state().blobs.first().cloned();
+            own.or_else(|| layer.last_retimed())
+        };
+        if matches!(self.0.kind, Kind::Layer { .. }) && first(self).is_none() {
             return None;
         }
-        self.0.chain().iter().map(|element| element.node.state().blobs.first().cloned()).collect()
+        self.chain().iter().map(first).collect()
     }
 
     /// Whether the files of this layer and all below it are here.

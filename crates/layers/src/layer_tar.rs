@@ -14,10 +14,11 @@ use crate::error::{Error, Result};
 use crate::same::Item;
 use crate::tar::{EntryKind, Header, Writer};
 
-/// Writes what `tree` changes of `below`; `compared` as for [`changes`].
-pub(crate) fn write(tree: &Path, below: &View, compared: bool, cancel: &Cancel, out: &mut dyn Write) -> Result<()> {
+/// Writes what `tree` changes of `below`, with times no later than `latest` in seconds since 1970; `compared` as for [`changes`].
+pub(crate) fn write(tree: &Path, below: &View, compared: bool, latest: Option<i64>, cancel: &Cancel, out: &mut dyn Write) -> Result<()> {
     let mut tar = LayerTar {
         tree,
+        latest,
         cancel,
         out: Writer::new(out),
         first_names: HashMap::new(),
@@ -32,6 +33,7 @@ pub(crate) fn write(tree: &Path, below: &View, compared: bool, cancel: &Cancel, 
 
 struct LayerTar<'a, W> {
     tree: &'a Path,
+    latest: Option<i64>,
     cancel: &'a Cancel,
     out: Writer<W>,
     /// By inode, the name under which a file with several was written.
@@ -89,7 +91,7 @@ impl<W: Write> LayerTar<'_, W> {
             uid: item.uid,
             gid: item.gid,
             size: if kind == EntryKind::File { item.size } else { 0 },
-            mtime: item.mtime.0,
+            mtime: self.latest.map_or(item.mtime.0, |latest| item.mtime.0.min(latest)),
             device: if is_device { (rustix::fs::major(item.rdev), rustix::fs::minor(item.rdev)) } else { (0, 0) },
             xattrs: BTreeMap::new(),
         };

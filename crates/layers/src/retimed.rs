@@ -7,13 +7,17 @@ use oci::{Descriptor, Digest};
 use progress::Reporter;
 use task::Cancel;
 
-use crate::blobs::{Begun, LayerBlob, UNCOMPRESSED, is_derived, pack};
+use crate::blobs::{Begun, UNCOMPRESSED, archive, forget_lost, is_derived, pack, pack_with_toc, with_below};
 use crate::compress::{Compression, CompressionKind};
 use crate::decompress::decompress;
 use crate::error::{Error, Result};
+use crate::node::Layer;
 
 /// What BuildKit calls the annotation that says to which second times were clamped.
 pub const REWRITTEN: &str = "buildkit/rewritten-timestamp";
+
+/// The layer's record of the last such blob.
+const LAST: &str = "retimed";
 
 /// A blob that no layer keeps.
 #[derive(Debug, Clone)]
@@ -24,9 +28,9 @@ pub struct Retimed {
     pub hold: Hold,
 }
 
-impl LayerBlob {
-    /// The same archive with times clamped to `latest`, in seconds since 1970, and compressed as asked, whatever the blob is. Made once for each
-    /// combination, as long as the result is kept; `begun` is told if it is made now.
+impl Layer {
+    /// A blob of this layer's archive with times clamped to `latest`, in seconds since 1970, and compressed as asked, whatever the layer's own
+    /// blob is; it needs none. Made once for each combination, as long as the result is kept; `begun` is told if it is made now.
     pub async fn retimed(
         &self,
         latest: i64,
@@ -35,64 +39,85 @@ impl LayerBlob {
         cancel: &Cancel,
         reporter: &Reporter,
     ) -> Result<Retimed, Fault> {
-        let node = &self.layer.0;
         let level = compression.level.map_or_else(String::new, |level| level.to_string());
-        let key = format!("retimed:{}:{latest}:{}:{level}", self.descriptor.digest, compression.kind.name());
-        if let Some(known) = self.known(&key)? {
-            return Ok(known);
+        let key = format!("retimed:{latest}:{}:{level}", compression.kind.name());
+        loop {
+            if let Some(known) = self.known(&key)? {
+                return Ok(known);
+            }
+            let (layer, name, begun) = (self.clone(), key.clone(), begun.clone());
+            let work = move |cancel: Cancel, reporter: Reporter| async move {
+                let descriptor = layer.retime(latest, compression, begun, &cancel, &reporter).await?;
+                let descriptor = oci::gojson::to_vec(&descriptor);
+                layer.meta_put(&name, &descriptor);
+                layer.meta_put(LAST, &descriptor);
+                Ok(())
+            };
+            self.0.home.0.flights.run(&format!("{key}:{}", self.id()), cancel, reporter, work).await?;
         }
-        if self.own_blob().is_none() {
-            // What is clamped is the layer's own archive, without the table of contents.
-            let plain = Compression { kind: CompressionKind::Gzip, level: compression.level, force: true };
-            self.layer.blobs(plain, cancel, reporter).await?;
-        }
-        let own = self.own_blob().ok_or(Error::Lost { id: self.layer.id() })?;
-        let source = self.layer.fetch_blob(&own, cancel, reporter).await?;
-        let _turn = node.home.turn_to_pack(cancel).await?;
-        let with_toc = compression.kind == CompressionKind::Estargz;
-        let kind = if with_toc { CompressionKind::Uncompressed } else { compression.kind };
-        let (first, second) = if with_toc { (None, begun) } else { (begun, None) };
-        let (home, stop) = (node.home.clone(), cancel.clone());
-        let retime = move |out: &mut dyn Write| {
-            let failed = |error| Error::Unpack { digest: source.digest().clone(), source: error };
-            let blob = BufReader::with_capacity(256 << 10, home.content().open_blob(source.digest())?);
-            let plain = decompress(blob).map_err(|e| failed(crate::tar::TarError::Io(e).into()))?;
-            Ok(crate::tar::retime(plain, &mut Cancelled { out, cancel: &stop }, latest).map_err(|e| failed(e.into()))?)
-        };
-        let (hold, diff_id) = pack(&node.home, Compression { kind, ..compression }, first, retime).await?;
-        let (hold, mut descriptor) = if with_toc {
-            let (home, cancel) = (node.home.clone(), cancel.clone());
-            task::blocking(move || Ok(crate::stargz::store(&home, &hold, compression.level, second, &cancel)?)).await?
-        } else {
-            let mut descriptor = Descriptor::new(kind.media_type(), hold.digest().clone(), hold.size());
-            descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
-            (hold, descriptor)
-        };
-        descriptor.annotations.insert(REWRITTEN.to_owned(), latest.to_string());
-        self.layer.meta_put(&key, &oci::gojson::to_vec(&descriptor));
-        Ok(self.described(hold, descriptor)?)
     }
 
-    /// This blob, or the one of whose archive it is made, if there is one.
+    async fn retime(
+        &self,
+        latest: i64,
+        compression: Compression,
+        begun: Option<Begun>,
+        cancel: &Cancel,
+        reporter: &Reporter,
+    ) -> Result<Descriptor, Fault> {
+        let home = &self.0.home;
+        forget_lost(&self.0)?;
+        let (own, stop) = (self.own_blob(), cancel.clone());
+        let archive: Box<dyn FnOnce(&mut dyn Write) -> fault::Result<()> + Send> = match own {
+            Some(own) => {
+                let (source, home) = (self.fetch_blob(&own, cancel, reporter).await?, home.clone());
+                Box::new(move |out| {
+                    let failed = |error| Error::Unpack { digest: source.digest().clone(), source: error };
+                    let blob = BufReader::with_capacity(256 << 10, home.content().open_blob(source.digest())?);
+                    let plain = decompress(blob).map_err(|e| failed(crate::tar::TarError::Io(e).into()))?;
+                    Ok(crate::tar::retime(plain, &mut Cancelled { out, cancel: &stop }, latest).map_err(|e| failed(e.into()))?)
+                })
+            }
+            None => {
+                let (below, node) = (with_below(self, cancel, reporter).await?, self.0.clone());
+                Box::new(move |out| Ok(archive(&node, below.as_ref(), Some(latest), &stop, out)?))
+            }
+        };
+        let _turn = home.turn_to_pack(cancel).await?;
+        let mut descriptor = if compression.kind == CompressionKind::Estargz {
+            pack_with_toc(home, compression.level, begun, cancel, archive).await?.1
+        } else {
+            let (hold, diff_id) = pack(home, compression, begun, archive).await?;
+            let mut descriptor = Descriptor::new(compression.kind.media_type(), hold.digest().clone(), hold.size());
+            descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
+            descriptor
+        };
+        descriptor.annotations.insert(REWRITTEN.to_owned(), latest.to_string());
+        Ok(descriptor)
+    }
+
+    /// A blob with the layer's own archive, if there is one.
     fn own_blob(&self) -> Option<Digest> {
-        let state = self.layer.0.state();
-        if !is_derived(&self.descriptor, &state) {
-            return Some(self.descriptor.digest.clone());
-        }
+        let state = self.0.state();
         state.blobs.iter().find(|blob| !is_derived(blob, &state)).map(|blob| blob.digest.clone())
+    }
+
+    /// What was made last, whether it is still here or not.
+    pub(crate) fn last_retimed(&self) -> Option<Descriptor> {
+        self.recorded(LAST).ok().flatten()
+    }
+
+    fn recorded(&self, key: &str) -> Result<Option<Descriptor>> {
+        Ok(self.meta_get(key)?.and_then(|record| serde_json::from_slice(&record).ok()))
     }
 
     /// Made before, and still here.
     fn known(&self, key: &str) -> Result<Option<Retimed>> {
-        let Some(record) = self.layer.meta_get(key)? else { return Ok(None) };
-        let Ok(descriptor) = serde_json::from_slice::<Descriptor>(&record) else { return Ok(None) };
-        self.layer.0.home.content().hold(&descriptor.digest)?.map(|hold| self.described(hold, descriptor)).transpose()
-    }
-
-    fn described(&self, hold: Hold, descriptor: Descriptor) -> Result<Retimed> {
+        let Some(descriptor) = self.recorded(key)? else { return Ok(None) };
+        let Some(hold) = self.0.home.content().hold(&descriptor.digest)? else { return Ok(None) };
         let diff_id = descriptor.annotations.get(UNCOMPRESSED).and_then(|text| text.parse().ok());
-        let diff_id = diff_id.ok_or(Error::Lost { id: self.layer.id() })?;
-        Ok(Retimed { descriptor, diff_id, hold })
+        let diff_id = diff_id.ok_or(Error::Lost { id: self.id() })?;
+        Ok(Some(Retimed { descriptor, diff_id, hold }))
     }
 }
 

@@ -378,3 +378,58 @@ async fn a_blob_whose_making_is_cancelled_leaves_nothing() {
     assert_eq!((left("ingest"), left("blobs/sha256")), (0, 0));
     assert!(large.blobs_at_hand(compression).is_none());
 }
+
+/// The layer's own archive need not be packed for it; if it is, it is read instead of the files, and gives the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn clamped_times_are_the_same_from_files_and_from_a_blob() {
+    let (one, other) = (Home::new(), Home::new());
+    let stacks = [one.open(), other.open()].map(|layers| {
+        let base = base(&layers);
+        let changed = changed(&layers, &base);
+        let awkward = awkward(&layers, &changed);
+        // Later than a plain header can tell.
+        let late = run(&layers, Some(&awkward), 1 << 34, |root| std::fs::write(root.join("late"), "l").unwrap());
+        [base, changed, awkward, late]
+    });
+    for packed in &stacks[1] {
+        blobs(packed, CompressionKind::Gzip, false).await;
+    }
+    let kinds = [CompressionKind::Uncompressed, CompressionKind::Gzip, CompressionKind::Zstd, CompressionKind::Estargz];
+    let mut clamped = 0;
+    for (files, packed) in stacks[0].iter().zip(&stacks[1]) {
+        for latest in [0, 1_550_000_000] {
+            for kind in kinds {
+                let compression = Compression { kind, level: None, force: false };
+                let retime =
+                    async |layer: &Layer| layer.retimed(latest, compression, None, &Cancel::new(), &Reporter::silent()).await.unwrap();
+                let (of_files, of_blob) = (retime(files).await, retime(packed).await);
+                assert_eq!((&of_files.descriptor, &of_files.diff_id), (&of_blob.descriptor, &of_blob.diff_id), "{kind:?} {latest}");
+                if kind == CompressionKind::Uncompressed {
+                    assert_eq!(of_files.descriptor.digest, of_files.diff_id);
+                    clamped += usize::from(Some(of_files.diff_id) != packed.diff_id());
+                }
+            }
+        }
+        assert_eq!((files.known_blobs().len(), files.diff_id()), (0, None));
+        assert_eq!(files.packed().unwrap().last().unwrap().annotations[layers::REWRITTEN], "1550000000");
+        assert_eq!(packed.known_blobs().len(), 1);
+    }
+    assert_eq!(clamped, 5, "the base once, the next and the last twice; the third is of 1969");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_the_same_times_at_once_gets_one_blob() {
+    let home = Home::new();
+    let layers = home.open();
+    let large = run(&layers, None, 5, |root| std::fs::write(root.join("noise"), noise(4 << 20)).unwrap());
+    let begun = Arc::new(Mutex::new(0));
+    let count = begun.clone();
+    let told: layers::Begun = Arc::new(move |_, _| *count.lock().unwrap() += 1);
+    let compression = Compression { kind: CompressionKind::Zstd, level: None, force: true };
+    let (cancel, silent) = (Cancel::new(), Reporter::silent());
+    let ask = || large.retimed(1, compression, Some(told.clone()), &cancel, &silent);
+    let (one, other) = tokio::join!(ask(), ask());
+    let third = ask().await.unwrap();
+    assert_eq!((one.unwrap().descriptor, other.unwrap().descriptor), (third.descriptor.clone(), third.descriptor));
+    assert_eq!(*begun.lock().unwrap(), 1);
+}

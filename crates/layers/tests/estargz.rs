@@ -104,7 +104,7 @@ async fn every_piece_of_a_file_can_be_found_by_the_table() {
     for force in [false, true] {
         assert_eq!(blob(&layer, CompressionKind::Estargz, force).await.descriptor, made.descriptor);
     }
-    let rewritten = made.retimed(1, made_with(CompressionKind::Estargz), None, &Cancel::new(), &Reporter::silent()).await.unwrap();
+    let rewritten = layer.retimed(1, made_with(CompressionKind::Estargz), None, &Cancel::new(), &Reporter::silent()).await.unwrap();
     let bytes = layers.content().read(&rewritten.descriptor.digest).unwrap();
     let toc = check(&bytes, &rewritten.descriptor.annotations);
     assert!(toc["entries"].as_array().unwrap().iter().all(|e| e["type"] == "chunk" || e["modtime"] == "1970-01-01T00:00:01Z"), "{toc:#}");

@@ -104,8 +104,8 @@ pub async fn make(
     let platforms: Vec<&str> = source.results.iter().map(|result| result.id.as_str()).collect();
     let statements: Vec<bool> = source.attestations.values().flatten().map(|statement| statement.inline_only).collect();
     check(source.is_map, &platforms, &statements, &options)?;
-    let Parts { parts, diff_ids, layers, holds } = context.cancel.run(pack(source, &metadata, &options, begun, context)).await?;
-    metadata.extend(context.cancel.run(caches(source, &diff_ids, options.compression, context)).await?);
+    let Parts { parts, layers, holds } = context.cancel.run(pack(source, &metadata, &options, begun, context)).await?;
+    metadata.extend(context.cancel.run(caches(source, options.compression, context)).await?);
     let attestations = context.cancel.run(write(source, &parts, &layers, context)).await?;
     let draft = Draft { parts, is_map: source.is_map, metadata, attestations, names };
     let (own, reporter) = (store.clone(), context.reporter.clone());
@@ -114,19 +114,17 @@ pub async fn make(
     Ok((image, Blobs::new(store.clone(), layers)))
 }
 
-/// The caches that the images are to carry, as metadata of the source. `diff_ids` by platform id.
-async fn caches(
-    source: &Source,
-    diff_ids: &BTreeMap<String, Vec<Digest>>,
-    compression: Compression,
-    context: &Context,
-) -> Result<BTreeMap<String, Bytes>> {
+/// The caches that the images are to carry, as metadata of the source. They are about the layers' own blobs, whatever times those of the image have.
+async fn caches(source: &Source, compression: Compression, context: &Context) -> Result<BTreeMap<String, Bytes>> {
     let Some(author) = &source.inline_cache else { return Ok(BTreeMap::new()) };
     let _row = context.reporter.row("preparing layers for inline cache", "", 0);
     let mut all = BTreeMap::new();
-    for (id, diff_ids) in diff_ids {
-        if let Some(cache) = author.cache(id, diff_ids, compression, &context.reporter).await? {
-            all.insert(format!("containerimage.inlinecache/{id}"), cache);
+    for result in &source.results {
+        let Some(layer) = &result.layer else { continue };
+        let blobs = layer.blobs(compression, &context.cancel, &context.reporter).await?;
+        let diff_ids: Vec<Digest> = blobs.into_iter().map(|blob| blob.diff_id).collect();
+        if let Some(cache) = author.cache(&result.id, &diff_ids, compression, &context.reporter).await? {
+            all.insert(format!("containerimage.inlinecache/{}", result.id), cache);
         }
     }
     Ok(all)
