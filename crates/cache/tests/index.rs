@@ -191,5 +191,6 @@ fn thousands_of_links_from_one_key_stay_cheap() {
     }
     let took = start.elapsed();
     println!("5,000 misses, links, results and hits: {took:?}");
-    assert!(took.as_secs() < 20, "{took:?}");
+    // A second or two, or minutes if each took longer than the one before.
+    assert!(took.as_secs() < 120, "{took:?}");
 }

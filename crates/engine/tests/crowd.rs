@@ -56,7 +56,7 @@ async fn empty(house: &House) -> Census {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    match tokio::time::timeout(Duration::from_secs(30), wait).await {
+    match tokio::time::timeout(Duration::from_secs(120), wait).await {
         Ok(census) => census,
         Err(_) => house.engine.census().await,
     }

@@ -22,9 +22,9 @@ fn job_with(house: &House, sink: Arc<dyn Sink>) -> Job {
     house.engine.job("test", sink, Group::default(), Cancel::new())
 }
 
-/// What takes longer has been lost.
+/// What takes longer has been lost, on the slowest machine.
 async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), what).await.expect("an end within twenty seconds")
+    tokio::time::timeout(Duration::from_secs(120), what).await.expect("an end within two minutes")
 }
 
 /// As one process would: when this returns, nothing of it is left open.
@@ -380,7 +380,7 @@ async fn five_thousand_steps() {
     let graph = chain(&names.iter().map(String::as_str).collect::<Vec<_>>());
     for round in ["cold", "cached"] {
         let start = std::time::Instant::now();
-        tokio::time::timeout(Duration::from_secs(120), job(&house).build(graph.clone())).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(600), job(&house).build(graph.clone())).await.unwrap().unwrap();
         println!("{round}: {:?}", start.elapsed());
     }
     assert_eq!(house.fake.ran().len(), 5000);

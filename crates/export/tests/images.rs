@@ -153,7 +153,7 @@ async fn layers_are_pushed_while_they_are_packed_and_nothing_names_them_yet() {
     for digest in &digests {
         let path = format!("/v2/early/blobs/{digest}");
         let there = || (registry.get(&path).status == 200).then_some(());
-        testkit::wait_until("a layer at the registry", std::time::Duration::from_secs(30), there);
+        testkit::wait_until("a layer at the registry", std::time::Duration::from_secs(120), there);
     }
     assert_eq!(registry.get("/v2/early/manifests/1").status, 404, "who fails from here on has pushed nothing");
     exported.finalize.unwrap().await.unwrap();

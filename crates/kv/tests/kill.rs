@@ -57,7 +57,8 @@ fn parent() {
         let start = Instant::now();
         let db = Db::open(&path, Options::default()).expect("it works");
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(1), "opening after a kill took {took:?}");
+        // Milliseconds, where nobody else has the disk.
+        assert!(took < Duration::from_secs(60), "opening after a kill took {took:?}");
         let (numbers, copies) = {
             let read = db.read().expect("it works");
             (read.all(&N).expect("it works"), read.all(&COPY).expect("it works"))

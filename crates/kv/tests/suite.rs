@@ -1,8 +1,9 @@
 //! What every engine must do, and what [`kv::Db`] adds over any engine.
 #![allow(clippy::unwrap_used)]
 use std::ops::{Bound, ControlFlow};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use kv::{Batch, Db, Engine, Error, Json, Op, Options, RedbEngine, Snapshot, Table};
@@ -92,19 +93,21 @@ fn sled_is_not_in_this_build() {
     assert!(fault::chain(&error).contains("built without the engine sled"), "{error}");
 }
 
-/// An engine whose commits fail while told to, and that counts them.
+/// An engine whose commits fail while told to, or wait, and that counts them.
 struct Faulty {
     inner: RedbEngine,
     /// Commits to fail; `reopen` works throughout.
     failures: AtomicUsize,
     commits: AtomicUsize,
     reopens: AtomicUsize,
+    /// Who holds it keeps commits waiting.
+    gate: Mutex<()>,
 }
 
 impl Faulty {
     fn open(dir: &tempfile::TempDir, failures: usize) -> Arc<Self> {
         let inner = RedbEngine::open(&dir.path().join("db"), 1 << 20).unwrap();
-        Arc::new(Self { inner, failures: failures.into(), commits: 0.into(), reopens: 0.into() })
+        Arc::new(Self { inner, failures: failures.into(), commits: 0.into(), reopens: 0.into(), gate: Mutex::default() })
     }
 }
 
@@ -113,6 +116,7 @@ impl Engine for Faulty {
         self.inner.snapshot()
     }
     fn commit(&self, ops: &mut dyn Iterator<Item = Op>) -> kv::Result<()> {
+        let _passed = self.gate.lock().unwrap();
         self.commits.fetch_add(1, Ordering::SeqCst);
         let fail = self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
         if fail { Err(Error::Io(std::io::ErrorKind::StorageFull.into())) } else { self.inner.commit(ops) }
@@ -242,17 +246,24 @@ async fn concurrent_flushes_share_commits() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Faulty::open(&dir, 0);
     let db = Db::over(engine.clone(), &patient()).unwrap();
-    let flushes = (0..64u64).map(|n| {
-        let mut batch = Batch::new();
-        batch.put(&NUMBERS, &n, &n);
-        db.submit(batch);
-        let db = db.clone();
-        tokio::spawn(async move { db.flush().await })
-    });
-    for flush in flushes.collect::<Vec<_>>() {
-        flush.await.unwrap().unwrap();
+    let flushes: Vec<_> = {
+        // The first commit does not end before all have asked.
+        let _gate = engine.gate.lock().unwrap();
+        let ask = |n: u64| {
+            let mut batch = Batch::new();
+            batch.put(&NUMBERS, &n, &n);
+            db.submit(batch);
+            let db = db.clone();
+            let mut flush = Box::pin(async move { db.flush().await });
+            assert!(flush.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            flush
+        };
+        (0..64).map(ask).collect()
+    };
+    for flush in flushes {
+        flush.await.unwrap();
     }
-    assert!(engine.commits.load(Ordering::SeqCst) <= 64 / 2, "{} commits", engine.commits.load(Ordering::SeqCst));
+    assert!(engine.commits.load(Ordering::SeqCst) <= 2, "{} commits", engine.commits.load(Ordering::SeqCst));
     let stored = engine.snapshot().unwrap().get("numbers", &63u64.to_be_bytes()).unwrap().unwrap();
     assert!(stored.starts_with(&63u64.to_be_bytes()));
 }

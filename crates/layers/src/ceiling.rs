@@ -66,15 +66,16 @@ impl Layers {
         let mut tries = ceiling.tries.subscribe();
         let mut stuck: Option<Instant> = None;
         loop {
-            let known = self.0.account.is_settled() && !ceiling.clearing.load(Ordering::Acquire);
-            if known && self.used()? + ceiling.in_flight.load(Ordering::Acquire) <= bytes {
+            let is_known = || self.0.account.is_settled() && !ceiling.clearing.load(Ordering::Acquire);
+            // Before and after: what is being deleted is off the account already.
+            if is_known() && self.used()? + ceiling.in_flight.load(Ordering::Acquire) <= bytes && is_known() {
                 ceiling.writing.fetch_add(1, Ordering::AcqRel);
                 return Ok(Room(Some(self.clone())));
             }
             self.0.account.wake.notify_one();
             let tried = async { Ok::<_, Fault>(tokio::time::timeout(PATIENCE, tries.changed()).await.is_ok()) };
             cancel.run(tried).await?;
-            if ceiling.writing.load(Ordering::Acquire) > 0 || !self.0.account.is_settled() {
+            if ceiling.writing.load(Ordering::Acquire) > 0 || !is_known() {
                 stuck = None;
             } else if stuck.get_or_insert_with(Instant::now).elapsed() > PATIENCE && self.used()? > bytes {
                 return Err(Fault::new(

@@ -275,6 +275,19 @@ async fn a_layer_that_one_registry_fails_to_give_comes_from_another() {
     assert_eq!(listing(&layer.view().unwrap()), ["/c 644 3"]);
 }
 
+/// Until the file system's clock has gone on since a layer was made: it stands still for milliseconds at a time.
+fn next_tick(dir: &std::path::Path, since: &Layer) {
+    use std::os::unix::fs::MetadataExt as _;
+    let latest = since.view().unwrap().require("/", Follow::No).unwrap().metadata().mtime;
+    let now = || {
+        let new = tempfile::tempfile_in(dir).unwrap().metadata().unwrap();
+        (new.mtime(), new.mtime_nsec() as u32)
+    };
+    while now() <= (latest.seconds, latest.nanos) {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 #[tokio::test]
 async fn what_a_step_left_as_it_was_is_no_part_of_a_diff() {
     let home = Home::new();
@@ -284,6 +297,7 @@ async fn what_a_step_left_as_it_was_is_no_part_of_a_diff() {
         base = step(&layers, Some(&base), path, text);
     }
     let after = run(&layers, &base, |root| {
+        next_tick(home.dir.path(), &base);
         let times = |dir: &str| root.join(dir).metadata().unwrap().modified().unwrap();
         let restore = |dir: &str, time| std::fs::File::open(root.join(dir)).unwrap().set_modified(time).unwrap();
         // A mount point that came and went.

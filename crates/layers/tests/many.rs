@@ -1,4 +1,5 @@
-//! A store of very many records answers as one of few. `KILN_TEST_RECORDS=100000`, built for release, is the bar.
+//! A store of very many records answers as one of few. `KILN_TEST_RECORDS=100000`, built for release, on a quiet machine, is the bar; without it
+//! the figures are printed, and only what does not depend on the machine's speed is held to.
 #![allow(clippy::unwrap_used)]
 mod common;
 
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant};
 use common::Home;
 use layers::{Layer, LayerId, Layers, Properties, Rule};
 
-fn records() -> usize {
-    std::env::var("KILN_TEST_RECORDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3000)
+/// How many records were asked for.
+fn records() -> Option<usize> {
+    std::env::var("KILN_TEST_RECORDS").ok().and_then(|text| text.parse().ok())
 }
 
 fn fill(layers: &Layers, count: usize) -> Vec<LayerId> {
@@ -85,7 +87,7 @@ fn main() {
         }
         return;
     }
-    let count = records();
+    let count = records().unwrap_or(3000);
     let home = Home::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let _entered = runtime.enter();
@@ -116,15 +118,20 @@ fn main() {
         })
         .unwrap();
     let pruned = begun.elapsed();
-    let (p99, longest) = figures(looking.stop_after(Duration::ZERO));
+    let took = looking.stop_after(Duration::ZERO);
+    let answered = took.len();
+    let (p99, longest) = figures(took);
     println!(
-        "{count} records: open {opened:?} (first answer {first:?}), idle +{} kB; lookups: p99 {quiet99:?}, longest {quiet:?}; while {gone} were pruned in {pruned:?}: p99 {p99:?}, longest {longest:?}",
+        "{count} records: open {opened:?} (first answer {first:?}), idle +{} kB; lookups: p99 {quiet99:?}, longest {quiet:?}; {answered} while {gone} were pruned in {pruned:?}: p99 {p99:?}, longest {longest:?}",
         idle / 1024
     );
     assert_eq!(gone, 1000);
-    // Loose where the machine is shared and the build is not optimized; the figures are printed.
-    assert!(opened < Duration::from_millis(500), "{opened:?}");
-    assert!(p99 < Duration::from_millis(10) + 5 * quiet99, "{p99:?}");
-    assert!(longest < Duration::from_millis(250) + 5 * quiet, "{longest:?}");
     assert!(idle < 40 << 20, "{idle} bytes");
+    // Pruning does not keep others out: then there would be one or two.
+    assert!(answered > 20, "{answered} lookups while {gone} were pruned in {pruned:?}");
+    if records().is_some() {
+        assert!(opened < Duration::from_millis(500), "{opened:?}");
+        assert!(p99 < Duration::from_millis(10) + 5 * quiet99, "{p99:?}");
+        assert!(longest < Duration::from_millis(250) + 5 * quiet, "{longest:?}");
+    }
 }

@@ -110,7 +110,10 @@ async fn redirects_end() {
 #[tokio::test]
 async fn no_more_than_four_at_a_time() {
     let fake = Fake::start().await;
-    fake.state.lock().unwrap().delay = Duration::from_millis(30);
+    {
+        let mut state = fake.state.lock().unwrap();
+        (state.gather, state.delay) = (4, Duration::from_millis(30));
+    }
     let blob = fake.add_blob("a", noise(10));
     let repository = open(&client(), &fake.reference("a"));
     let tasks: Vec<_> = (0..12)

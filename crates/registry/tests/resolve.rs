@@ -181,9 +181,10 @@ async fn asks_mirrors_first_and_the_origin_where_they_fail() {
 
 #[tokio::test]
 async fn says_which_host_refused_the_connection() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    // Bound, so that nobody else listens there, and not listening.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
     let reference = format!("{address}/a:latest").parse().unwrap();
     let error = open(&client(), &reference).resolve(&reference).await.unwrap_err();
     let text = fault::chain(&error);
@@ -193,4 +194,5 @@ async fn says_which_host_refused_the_connection() {
         )),
         "{text}"
     );
+    drop(socket);
 }

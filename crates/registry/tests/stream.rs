@@ -129,13 +129,15 @@ async fn a_registry_that_takes_no_streams_gets_the_whole() {
 async fn a_blob_that_somebody_else_sends_is_left_to_them() {
     let fake = Fake::start().await;
     let (begun, mut told) = mpsc::unbounded_channel();
+    let (end, ending) = oneshot::channel();
+    let mut ending = Some(ending);
     fake.hook(move |seen| {
-        if seen.method == "PUT" {
-            begun.send(()).unwrap();
+        if seen.method != "PUT" {
+            return Act::Pass;
         }
-        Act::Pass
+        begun.send(()).unwrap();
+        ending.take().map_or(Act::Pass, Act::Wait)
     });
-    fake.state.lock().unwrap().delay = std::time::Duration::from_millis(100);
     let repository = open(&client(), &fake.reference("a"));
     let data = noise(100_000);
     let (mut making, pushing) = push(&repository);
@@ -147,6 +149,7 @@ async fn a_blob_that_somebody_else_sends_is_left_to_them() {
     told.recv().await.unwrap();
     making.end(&blob(&data));
     assert_eq!(pushing.await.unwrap().unwrap(), None);
+    end.send(()).unwrap();
     assert_eq!(other.await.unwrap().unwrap(), Pushed::Uploaded);
 }
 

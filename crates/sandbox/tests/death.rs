@@ -13,7 +13,9 @@ use world::{World, shell};
 /// The ids of processes with this in their environment.
 fn marked(mark: &str) -> Vec<i32> {
     let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| String::from_utf8_lossy(&env).contains(mark))).collect()
+    // Whole: one mark may begin as another does.
+    let whole = format!("{mark}\0");
+    pids.filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| String::from_utf8_lossy(&env).contains(&whole))).collect()
 }
 
 fn parent(pid: i32) -> i32 {
@@ -22,7 +24,7 @@ fn parent(pid: i32) -> i32 {
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;

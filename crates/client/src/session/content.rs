@@ -201,6 +201,10 @@ impl Content for Stores {
                 while let Some(request) = queue.blocking_recv() {
                     let answer = take(&dir, &writing, &mut ingest, request);
                     let failed = answer.is_err();
+                    if failed {
+                        // Whoever hears of it finds nothing left, and may begin again under the same ref.
+                        ingest = None;
+                    }
                     if sender.blocking_send(answer).is_err() || failed {
                         break;
                     }

@@ -88,7 +88,7 @@ impl Fake {
                 changed.await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the awaited state within twenty seconds");
+        tokio::time::timeout(Duration::from_secs(120), wait).await.expect("the awaited state within two minutes");
     }
 
     pub async fn until_runs(&self, name: &str) {

@@ -300,7 +300,7 @@ async fn sessions_come_and_go() {
     let (_daemon, sessions, client) = house().await;
     let (running, session) = open(&sessions, &client, Session::new("")).await;
     drop(running);
-    tokio::time::timeout(Duration::from_secs(10), session.closed()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), session.closed()).await.unwrap();
     assert!(session.secret("a").await.is_err(), "a closed session does not hang");
     while sessions.count() > 0 {
         tokio::task::yield_now().await;
@@ -312,7 +312,7 @@ async fn a_lost_connection_ends_its_sessions() {
     let (_daemon, sessions, client) = house().await;
     let (_running, session) = open(&sessions, &client, Session::new("")).await;
     client.connection().life().cancel("unplugged");
-    tokio::time::timeout(Duration::from_secs(10), session.closed()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), session.closed()).await.unwrap();
 }
 
 #[tokio::test]
@@ -326,10 +326,10 @@ async fn a_session_that_came_back_replaces_the_old_one() {
     let mut first = client.control().session(silent("same")).await.unwrap().into_inner();
     let old = sessions.get("same").await.unwrap();
     let _second = client.control().session(silent("same")).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(10), old.closed()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), old.closed()).await.unwrap();
     assert_eq!(sessions.count(), 1);
     let old_tunnel = async { while let Ok(Some(_)) = first.message().await {} };
-    tokio::time::timeout(Duration::from_secs(10), old_tunnel).await.expect("the old tunnel ends");
+    tokio::time::timeout(Duration::from_secs(60), old_tunnel).await.expect("the old tunnel ends");
     let refused = client.control().session(tonic::Request::new(tokio_stream::empty())).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument, "a session needs an id");
 }
@@ -340,10 +340,10 @@ async fn a_session_that_does_not_answer_is_given_up() {
     let mut request = tonic::Request::new(tokio_stream::pending::<proto::moby::buildkit::v1::BytesMessage>());
     request.metadata_mut().insert("x-docker-expose-session-uuid", "dead".parse().unwrap());
     request.metadata_mut().insert("x-buildkit-session-health-custom-timeout", "1".parse().unwrap());
+    let started = std::time::Instant::now();
     let _tunnel = client.control().session(request).await.unwrap();
     let session = sessions.get("dead").await.unwrap();
-    let started = std::time::Instant::now();
-    tokio::time::timeout(Duration::from_secs(20), session.closed()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), session.closed()).await.unwrap();
     assert!(started.elapsed() >= Duration::from_secs(1), "the limit has a floor");
 }
 

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,7 +20,9 @@ use hyper_util::rt::TokioIo;
 use oci::{Descriptor, Digest, Reference, media};
 use progress::Reporter;
 use registry::{Access, Client, Config, Credentials, Holder, Repository, Retry};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
 
 pub type Reply = Response<UnsyncBoxBody<Bytes, std::io::Error>>;
 
@@ -40,6 +44,8 @@ pub enum Act {
     Hang,
     /// Close it once so many bytes of the request's body have come.
     Break(usize),
+    /// Answer properly, but only once told to.
+    Wait(oneshot::Receiver<()>),
 }
 
 type Hook = Box<dyn FnMut(&Seen) -> Act + Send>;
@@ -70,6 +76,9 @@ pub struct State {
     pub plain_heads: bool,
     pub running: usize,
     pub most: usize,
+    /// No request is answered before so many were under way at a time, ...
+    pub gather: usize,
+    /// ... and for so long after that.
     pub delay: Duration,
     hooks: Vec<Hook>,
     next: usize,
@@ -115,10 +124,12 @@ impl Fake {
         fake
     }
 
-    async fn connection<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
+    async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, stream: S) {
+        let flushes = watch::Sender::new(0);
+        let stream = Flushing { stream, flushes: flushes.clone() };
         let service = hyper::service::service_fn(move |request| {
-            let this = self.clone();
-            async move { this.answer(request).await }
+            let (this, flushes) = (self.clone(), flushes.clone());
+            async move { this.answer(request, flushes).await }
         });
         let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
     }
@@ -165,14 +176,18 @@ impl Fake {
         self.seen().iter().filter(|s| s.method == method && s.path.contains(part)).count()
     }
 
-    async fn answer(self, request: Request<Incoming>) -> Result<Reply, std::io::Error> {
+    async fn answer(self, request: Request<Incoming>, flushes: watch::Sender<u64>) -> Result<Reply, std::io::Error> {
         let seen = Seen {
             method: request.method().clone(),
             path: request.uri().path().to_owned(),
             query: request.uri().query().unwrap_or_default().to_owned(),
             headers: request.headers().clone(),
         };
-        let (mut cut, mut broken, delay) = (None, None, self.state.lock().unwrap().delay);
+        let (mut cut, mut broken, mut wait) = (None, None, None);
+        let (gather, delay) = {
+            let state = self.state.lock().unwrap();
+            (state.gather, state.delay)
+        };
         {
             let mut state = self.state.lock().unwrap();
             state.seen.push(seen.clone());
@@ -189,6 +204,7 @@ impl Fake {
                 }
                 Some(Act::Cut(bytes)) => cut = Some(bytes),
                 Some(Act::Break(bytes)) => broken = Some(bytes),
+                Some(Act::Wait(told)) => wait = Some(told),
                 Some(Act::Hang) => {
                     state.running -= 1;
                     return Err(std::io::Error::other("hung up"));
@@ -211,6 +227,12 @@ impl Fake {
                 return Err(std::io::Error::other("the client hung up"));
             }
         };
+        if let Some(told) = wait {
+            told.await.unwrap();
+        }
+        while self.state.lock().unwrap().most < gather {
+            tokio::task::yield_now().await;
+        }
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
@@ -218,7 +240,7 @@ impl Fake {
         self.state.lock().unwrap().running -= 1;
         Ok(match cut {
             None => reply,
-            Some(bytes) => truncated(reply, bytes).await,
+            Some(bytes) => truncated(reply, bytes, flushes).await,
         })
     }
 
@@ -395,19 +417,48 @@ fn ranged(blob: &Bytes, seen: &Seen) -> Reply {
     }
 }
 
+/// A connection that tells each time all is out that was written.
+struct Flushing<S> {
+    stream: S,
+    flushes: watch::Sender<u64>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Flushing<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Flushing<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        // Called only once nothing waits to be written.
+        std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        self.flushes.send_modify(|count| *count += 1);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// The same answer with its length announced, but only the start of it sent.
-async fn truncated(reply: Reply, bytes: usize) -> Reply {
+async fn truncated(reply: Reply, bytes: usize, flushes: watch::Sender<u64>) -> Reply {
     let (mut parts, body) = reply.into_parts();
     let data = body.collect().await.unwrap().to_bytes();
     parts.headers.insert("Content-Length", data.len().into());
     let chunks = vec![Ok(Frame::data(data.slice(..bytes))), Err(std::io::Error::other("cut"))];
-    // A pause between the two lets the first part out before the connection is torn down.
-    let stream = futures_util::stream::unfold(chunks.into_iter(), |mut chunks| async {
+    // The first part is out before the connection is torn down.
+    let stream = futures_util::stream::unfold((chunks.into_iter(), flushes), |(mut chunks, flushes)| async {
         let chunk = chunks.next()?;
         if chunk.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            flushes.subscribe().changed().await.unwrap();
         }
-        Some((chunk, chunks))
+        Some((chunk, (chunks, flushes)))
     });
     Response::from_parts(parts, StreamBody::new(stream).boxed_unsync())
 }

@@ -134,6 +134,8 @@ impl Cgroups {
         let Some(hierarchy) = self.with("devices") else { return Ok(None) };
         let dir = hierarchy.mount.join(SHARED_DEVICES);
         make_all(&dir)?;
+        // Of daemons that start at once one makes the rules, and no container of another runs while they are not whole.
+        let _held = fs::File::open(&dir).and_then(|held| held.lock().map(|()| held));
         devices::restrict(&dir, &[])?;
         Ok(Some(dir))
     }

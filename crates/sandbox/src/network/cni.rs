@@ -334,7 +334,7 @@ mod tests {
         let records = dir.path().join("cni");
         assert_eq!(fs::read_dir(&records).unwrap().count(), 1);
         let _next = cni(dir.path(), "").open(None, dir.path()).unwrap();
-        tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        tokio::time::timeout(std::time::Duration::from_secs(60), async {
             while fs::read_dir(&records).unwrap().count() > 0 {
                 tokio::task::yield_now().await;
             }

@@ -41,7 +41,7 @@ pub async fn a_cancelled_run_does_not_start(world: World) {
 
 pub async fn a_second_process(world: World) {
     let (io, ..) = capture();
-    let running = world.runtime.create(world.container(), shell("mkdir /tmp/begun; sleep 60"), io).await.unwrap();
+    let running = world.runtime.create(world.container(), shell("mkdir /tmp/begun; sleep 1000"), io).await.unwrap();
     running.started().await;
     let (io, stdout, stderr) = capture();
     let script = "until [ -d /tmp/begun ]; do :; done; hostname";
@@ -53,7 +53,7 @@ pub async fn further_processes(world: World) {
     let (io, ..) = capture();
     let container = world.container();
     let running =
-        world.runtime.create(container, shell("echo first > /tmp/f; trap 'exit 9' TERM; while :; do sleep 0.01; done"), io).await.unwrap();
+        world.runtime.create(container, shell("trap 'exit 9' TERM; echo first > /tmp/f; while :; do sleep 0.01; done"), io).await.unwrap();
     running.started().await;
     let exec = |process: Process| {
         let (io, stdout, stderr) = capture();
@@ -64,7 +64,7 @@ pub async fn further_processes(world: World) {
             (exit.code, text(&stdout), text(&stderr))
         }
     };
-    until("the first has begun", || world.path("upper-0/tmp/f").exists()).await;
+    until("the first has begun", || fs::read(world.path("upper-0/tmp/f")).is_ok_and(|text| text == b"first\n")).await;
     let process = Process {
         user: "bob".into(),
         cwd: "/tmp".into(),
@@ -113,7 +113,11 @@ pub async fn a_terminal(world: World) {
 }
 
 pub async fn nothing_is_left(world: World) {
-    let mounts = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // Of this world: others mount as they please.
+    let mounts = || {
+        let (all, place) = (fs::read_to_string("/proc/self/mountinfo").unwrap(), world.dir.path().display().to_string());
+        all.lines().filter(|line| line.contains(&place)).map(str::to_owned).collect::<Vec<_>>()
+    };
     let before = mounts();
     let ids = std::sync::Mutex::new(Vec::new());
     let mark = format!("left-{}", world.container().id);
@@ -158,7 +162,7 @@ fn alive(mark: &str) -> usize {
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;

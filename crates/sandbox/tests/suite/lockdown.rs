@@ -82,7 +82,7 @@ pub async fn no_network(world: World) {
     let mut container = world.container();
     container.network = Network::None;
     let outcome =
-        world.run(container, shell("ls /sys/class/net; ping -c1 -W1 127.0.0.1 >/dev/null && echo up; cat /proc/net/route | wc -l")).await;
+        world.run(container, shell("ls /sys/class/net; ping -c1 -W60 127.0.0.1 >/dev/null && echo up; cat /proc/net/route | wc -l")).await;
     assert_eq!(outcome.stdout, "lo\nup\n1\n", "{outcome:?}");
     let host = world.sh("ls /proc/self/ns/net -l | sed 's/.*-> //'").await.stdout;
     assert_eq!(host.trim(), fs::read_link("/proc/self/ns/net").unwrap().to_str().unwrap());

@@ -70,10 +70,10 @@ struct Wire {
 }
 
 impl Client {
-    fn serve(self) -> Box<Wire> {
+    fn serve(self) -> (Box<Wire>, task::Task<()>) {
         let (to_client, mut inbox) = mpsc::unbounded_channel();
         let (outbox, from_client) = mpsc::unbounded_channel();
-        task::spawn("client", async move {
+        let serving = task::spawn("client", async move {
             for (stat, _) in &self.entries {
                 let _ = outbox.send(Packet::Stat(stat.clone()));
             }
@@ -100,7 +100,7 @@ impl Client {
                 }
             }
         });
-        Box::new(Wire { to_client, from_client })
+        (Box::new(Wire { to_client, from_client }), serving)
     }
 }
 
@@ -168,7 +168,7 @@ impl Versions {
         let begin = next.clone();
         let writer = Writer::new(previous, wanted, Box::new(move || Ok(std::fs::create_dir(&begin).map(|()| begin)?)));
         let requested = Arc::<Mutex<Vec<String>>>::default();
-        let stream = Client { entries, requested: requested.clone() }.serve();
+        let (stream, client) = Client { entries, requested: requested.clone() }.serve();
         let row = Reporter::silent().row("transferring", "transferring", 0);
         let outcome = receive(stream, writer, row, &Cancel::new()).await;
         let outcome = outcome.map(|synced| match synced {
@@ -186,8 +186,8 @@ impl Versions {
                 true
             }
         });
-        // The client's task sees our last packet soon after.
-        tokio::task::yield_now().await;
+        // It ends with our last packet.
+        client.join().await.unwrap();
         let requested = requested.lock().unwrap().clone();
         (outcome, requested)
     }
