@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +134,9 @@ fn is_static(path: &Path) -> bool {
     (0..count.min(64)).all(|i| at(table + i * size, 4) != PT_INTERP)
 }
 
+/// How long a program may be held by others that are just starting.
+const BUSY: Duration = Duration::from_secs(10);
+
 fn succeeds(machine: &Machine, emulator: Option<&Path>, scratch: &Path) -> bool {
     let path = scratch.join(format!("probe-{}", machine.architecture));
     let run = || -> io::Result<bool> {
@@ -145,7 +149,17 @@ fn succeeds(machine: &Machine, emulator: Option<&Path>, scratch: &Path) -> bool 
         if emulator.is_some() {
             command.arg(&path);
         }
-        Ok(command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success())
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let patience = Instant::now() + BUSY;
+        loop {
+            match command.status() {
+                // Another thread started a program while this one was written: until that runs it has the file open for writing, too.
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                outcome => return Ok(outcome?.success()),
+            }
+        }
     };
     let outcome = run().unwrap_or(false);
     let _ = fs::remove_file(&path);

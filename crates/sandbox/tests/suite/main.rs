@@ -41,7 +41,7 @@ macro_rules! suite {
 }
 
 async fn bounded(test: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(300), test).await.expect("the test ends");
+    tokio::time::timeout(Duration::from_secs(600), test).await.expect("the test ends");
 }
 
 suite! {
