@@ -12,7 +12,8 @@ fn debug_address(daemon: &Daemon) -> String {
     wait_until("the address of the debug endpoint", PATIENCE, || {
         let log = fs::read_to_string(daemon.log_path()).unwrap();
         let rest = log.split_once("debug and metrics endpoint on ")?.1;
-        rest.split_whitespace().next().map(str::to_owned)
+        // Once the line goes on, what it says is whole.
+        rest.split_once(char::is_whitespace).map(|(address, _)| address.to_owned())
     })
 }
 

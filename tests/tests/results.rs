@@ -76,7 +76,10 @@ fn provenance_tells_sources_steps_and_layers() {
     let daemon = Daemon::start(&[]);
     let dir = tempfile::tempdir().unwrap();
     let base = format!("{}/base:latest", registry.host());
-    let dockerfile = format!("FROM {base}\nARG WORD\nRUN --mount=type=secret,id=token,required=false echo $WORD > /word\n");
+    // With enough memory for the kernel to see to its counters: with few changes it reads old ones, the fewer the more processors there are.
+    let dockerfile = format!(
+        "FROM {base}\nARG WORD\nRUN --mount=type=secret,id=token,required=false dd if=/dev/zero of=/dev/null bs=64M count=1 && echo $WORD > /word\n"
+    );
     fs::write(dir.path().join("Dockerfile"), &dockerfile).unwrap();
     let name = format!("{}/app:v1", registry.host());
     let push = |params: &str| -> Value {

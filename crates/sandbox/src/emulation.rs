@@ -223,16 +223,37 @@ impl Machine {
 mod tests {
     use super::*;
 
-    #[test]
-    fn this_machine_runs_its_own() {
-        let own = match std::env::consts::ARCH {
+    fn own() -> &'static str {
+        match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
             other => other,
-        };
+        }
+    }
+
+    #[test]
+    fn this_machine_runs_its_own() {
         let scratch = tempfile::tempdir().unwrap();
-        assert!(kernel_runs(own, scratch.path()));
+        assert!(kernel_runs(own(), scratch.path()));
         assert!(!kernel_runs("pdp11", scratch.path()));
+    }
+
+    #[test]
+    fn a_program_that_somebody_still_has_open_for_writing_is_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join(format!("probe-{}", own()));
+        let open = fs::File::create(&path).unwrap();
+        let trying = std::thread::spawn({
+            let scratch = scratch.path().to_owned();
+            move || kernel_runs(own(), &scratch)
+        });
+        let is_tried = || fs::metadata(&path).map_or(true, |meta| meta.permissions().mode() & 0o100 != 0);
+        while !trying.is_finished() && !is_tried() {
+            std::thread::yield_now();
+        }
+        assert_eq!(Command::new(&path).status().unwrap_err().kind(), io::ErrorKind::ExecutableFileBusy);
+        drop(open);
+        assert!(trying.join().unwrap());
     }
 
     #[test]
