@@ -28,6 +28,8 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Messages that wait for a client that reads slowly.
 const QUEUE: usize = 64;
+/// The same of messages that may be as large as a MB: the rest waits in the build's record, which all its watchers share.
+const STATUS_QUEUE: usize = 2;
 
 #[tonic::async_trait]
 impl control_server::Control for Control {
@@ -89,7 +91,7 @@ impl control_server::Control for Control {
     /// The headers go out at once: clients read the daemon's clock from them before anything else.
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
         let build = request.into_inner().r#ref;
-        let (sender, stream) = mpsc::channel(QUEUE);
+        let (sender, stream) = mpsc::channel(STATUS_QUEUE);
         let service = self.service.clone();
         task::spawn("status", async move {
             let found = tokio::select! {

@@ -97,7 +97,8 @@ impl Screen {
     }
 
     fn draw(&mut self, end: bool) -> io::Result<()> {
-        let mut out = io::stderr().lock();
+        // Standard error has no buffer of its own: a line would be three writes.
+        let mut out = io::BufWriter::with_capacity(64 << 10, io::stderr().lock());
         match self.kind {
             Kind::Plain => self.plain.print(&mut self.model, &mut out, end),
             Kind::Tty { .. } => {
