@@ -16,6 +16,7 @@ use crate::error::{Error, OpenError, Result};
 use crate::hold::{Held, Hold};
 use crate::ingest::Ingest;
 use crate::read::Reader;
+use crate::scratch::Scratch;
 use crate::stream::IngestStream;
 use crate::watermark::Watermark;
 
@@ -63,6 +64,8 @@ struct Shared {
     /// Told when one of them ends.
     ended: tokio::sync::Notify,
     once: AtomicU64,
+    /// Bytes in files without a name.
+    scratch: AtomicU64,
     /// Bytes on disk of all blobs; before they were added up, what changed since the start.
     used: AtomicI64,
     added_up: OnceLock<()>,
@@ -103,6 +106,7 @@ impl Store {
             running,
             ended: tokio::sync::Notify::new(),
             once: AtomicU64::new(0),
+            scratch: AtomicU64::new(0),
             used: AtomicI64::new(0),
             added_up: OnceLock::new(),
             trusted: Mutex::default(),
@@ -153,10 +157,24 @@ impl Store {
         Ok(u64::try_from(self.0.used.load(Ordering::Acquire)).unwrap_or(0))
     }
 
-    /// Bytes on disk of partial blobs.
+    /// Bytes on disk of partial blobs, and of scratch files.
     pub fn in_flight(&self) -> Result<u64> {
         let entries = std::fs::read_dir(&self.0.partials).map_err(Error::io("read directory", &self.0.partials))?;
-        Ok(entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.blocks() * 512).sum())
+        let partial: u64 = entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|m| m.blocks() * 512).sum();
+        Ok(partial + self.scratch_bytes().load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn scratch_bytes(&self) -> &AtomicU64 {
+        &self.0.scratch
+    }
+
+    /// A file for what the process alone needs.
+    pub fn scratch(&self) -> Result<Scratch> {
+        let number = self.0.once.fetch_add(1, Ordering::Relaxed);
+        let path = self.0.partials.join(format!("once-{}-{number}", std::process::id()));
+        // A process that had our id may have left one of this name.
+        let _ = std::fs::remove_file(&path);
+        Scratch::open(self.clone(), path)
     }
 
     /// Keeps a blob from removal while the result lives. `None` if it is not there.

@@ -268,3 +268,17 @@ fn a_damaged_blob_is_put_aside_and_never_served() {
     store.put(b"another blob").unwrap();
     assert_eq!(store.read(&flipped).unwrap(), b"another blob", "brought again");
 }
+
+#[test]
+fn a_scratch_file_has_no_name_and_counts_while_it_is_there() {
+    let home = Home::new();
+    let store = home.open();
+    let scratch = store.scratch().unwrap();
+    assert_eq!((scratch.append(b"one").unwrap(), scratch.append(b"three").unwrap()), (0, 3));
+    assert_eq!((scratch.read(0, 3).unwrap(), scratch.read(3, 5).unwrap()), (b"one".to_vec(), b"three".to_vec()));
+    assert!(scratch.read(4, 5).is_err(), "there is not so much");
+    assert_eq!(store.in_flight().unwrap(), 8);
+    assert_eq!(home.files("ingest"), 0, "nothing to clean up, whatever ends the process");
+    drop(scratch);
+    assert_eq!(store.in_flight().unwrap(), 0);
+}

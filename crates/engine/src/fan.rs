@@ -1,15 +1,13 @@
 //! What one vertex reports, to everyone who holds it.
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use oci::Digest;
 use progress::{Sink, Update};
 use solver::JobId;
 
-/// How much of a vertex's log is kept for watchers that come later, in bytes.
-const KEPT_LOG: usize = 1 << 20;
-
-/// Passes updates on to all watchers, and replays to late ones what came before. Updates of other vertices (a build inside the vertex
-/// reports here too) pass as they are.
+/// Passes updates on to all watchers, and replays to late ones what came before; output, which may be much, is not kept here: a late watcher has
+/// it from one that was there. Updates of other vertices pass as they are.
 pub(crate) struct Fan {
     /// The vertex as the engine knows it.
     digest: Digest,
@@ -22,7 +20,8 @@ struct State {
     past: Vec<Update>,
     /// Rows of byte progress: only the last state of each is worth keeping.
     rows: Vec<Update>,
-    log: usize,
+    /// Who has printed something.
+    speakers: BTreeSet<Digest>,
 }
 
 struct Watcher {
@@ -43,7 +42,7 @@ impl Fan {
             return;
         }
         let watcher = Watcher { job, sink, digest };
-        state.past.iter().chain(&state.rows).for_each(|update| watcher.pass(&self.digest, update));
+        state.replay(&self.digest, &watcher);
         state.watchers.push(watcher);
     }
 
@@ -69,12 +68,32 @@ impl Sink for Fan {
 }
 
 impl State {
+    /// Output comes before the end of its vertex, where that has one.
+    fn replay(&self, own: &Digest, late: &Watcher) {
+        let mut speakers = self.speakers.clone();
+        for update in &self.past {
+            if let Update::Completed { vertex, .. } = update
+                && let Some(vertex) = speakers.take(vertex)
+            {
+                self.pass_on(own, &vertex, late);
+            }
+            late.pass(own, update);
+        }
+        speakers.iter().for_each(|vertex| self.pass_on(own, vertex, late));
+        self.rows.iter().for_each(|update| late.pass(own, update));
+    }
+
+    /// Who came last is least likely to have left: a build that has ended takes nothing in any more.
+    fn pass_on(&self, own: &Digest, vertex: &Digest, late: &Watcher) {
+        let name = |watcher: &Watcher| if vertex == own { watcher.digest.clone() } else { vertex.clone() };
+        self.watchers.iter().rev().any(|watcher| watcher.sink.pass_on(&name(watcher), &*late.sink, &name(late)));
+    }
+
     fn remember(&mut self, update: Update) {
         match &update {
-            Update::Log { data, .. } => {
-                self.log += data.len();
-                if self.log <= KEPT_LOG {
-                    self.past.push(update);
+            Update::Log { vertex, .. } => {
+                if !self.speakers.contains(vertex) {
+                    self.speakers.insert(vertex.clone());
                 }
             }
             Update::Status { vertex, id, .. } => {

@@ -1,7 +1,7 @@
 //! A build's progress as Status messages: batched, ordered, and never too large.
 use std::time::Duration;
 
-use job::progress_hub::{Event, RowState, VertexState, Watch};
+use job::progress_hub::{self, Event, RowState, VertexState, Watch};
 use proto::moby::buildkit::v1 as pb;
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -12,16 +12,20 @@ use crate::convert::{self, timestamp};
 const MAX_LOGS: usize = 1 << 20;
 /// Entries of the other kinds in one message, to stay well below the message limit.
 const MAX_ENTRIES: usize = 2000;
-/// How long to gather events after a message was sent.
+/// How long to gather events after a message was sent, unless there was much to send.
 const GATHER: Duration = Duration::from_millis(60);
 
 /// Sends everything until the build ends or the receiver goes away.
 pub async fn pump(mut watch: Watch, sender: mpsc::Sender<Result<pb::StatusResponse, Status>>) {
     while let Some(events) = watch.next().await {
+        let is_much = events.iter().map(progress_hub::weight).sum::<usize>() >= MAX_LOGS / 2;
         for message in messages(events) {
             if sender.send(Ok(message)).await.is_err() {
                 return;
             }
+        }
+        if is_much {
+            continue;
         }
         tokio::select! {
             () = tokio::time::sleep(GATHER) => {}

@@ -24,7 +24,7 @@ use crate::builds::Settings;
 use crate::caches::Imports;
 use crate::gateway::Gateway;
 use crate::history::{Findings, Record};
-use crate::progress_hub::Hub;
+use crate::progress_hub::{Hub, Spool};
 use crate::provenance::{self, Machine, Producers, Scope, Traced};
 use crate::reference::BuildRef;
 use crate::why::{self, Circumstances, Inquiry, Likes};
@@ -62,16 +62,18 @@ pub struct Build {
 
 impl Build {
     /// `producers` knows who made what among the builds of the daemon.
+    /// `spool` takes what is too much output for memory.
     pub fn new(
         request: Request,
         worker: Arc<Worker>,
         sessions: Arc<dyn Sessions>,
         settings: Arc<Settings>,
         producers: Producers,
+        spool: Spool,
     ) -> Result<Arc<Self>> {
         let request = without_detour(request);
         let granted = entitlement::Granted::new(&request.entitlements, &settings.entitlements)?;
-        let (hub, cancel, group) = (Hub::new(), Cancel::new(), Group::default());
+        let (hub, cancel, group) = (Hub::with(spool), Cancel::new(), Group::default());
         let asked =
             provenance::Request { frontend: request.frontend.clone(), opts: request.frontend_attrs.clone(), inputs: request.inputs() };
         let unique_id = worker.layers().new_id().to_string();

@@ -17,7 +17,7 @@ use crate::contained::FrontendDoor;
 use crate::figures::Tally;
 use crate::gateway::Gateway;
 use crate::history::{Change, Encoding, Ended, History, Listening, Parts, Query, Recording, Retention};
-use crate::progress_hub::Hub;
+use crate::progress_hub::{Hub, Spool};
 use crate::provenance::Producers;
 use crate::trace::Spans;
 use crate::usage;
@@ -61,6 +61,7 @@ pub struct Builds {
     ended: Board<Hub>,
     producers: Producers,
     history: History,
+    spool: Spool,
     tally: Arc<Tally>,
     drain: Drain,
 }
@@ -71,6 +72,7 @@ impl Builds {
         let retention = settings.retention;
         let history = History::open(Parts { db: worker.db().clone(), content: worker.content().clone(), encoding, retention });
         Self {
+            spool: Spool::new(worker.content().clone()),
             worker,
             sessions,
             settings: Arc::new(settings),
@@ -228,7 +230,8 @@ impl Last {
 impl Service for Builds {
     async fn solve(&self, request: Request) -> Result<Response> {
         let id = request.id.clone();
-        let build = Build::new(request, self.worker.clone(), self.sessions.clone(), self.settings.clone(), self.producers.clone())?;
+        let (producers, spool) = (self.producers.clone(), self.spool.clone());
+        let build = Build::new(request, self.worker.clone(), self.sessions.clone(), self.settings.clone(), producers, spool)?;
         let place = self.running.add(&id, build.clone()).ok_or_else(|| Fault::new(Kind::AlreadyExists, format!("job ID {id} exists")))?;
         let recording = (!build.request.internal).then(|| self.history.begin(build.record()));
         let last = Last {

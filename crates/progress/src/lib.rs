@@ -2,6 +2,7 @@
 //!
 //! Emitters hold a [`Reporter`], which is a vertex and somewhere to send [`Update`]s. This room has no clock: the receiver
 //! of updates stamps them. Emitting never blocks and never fails; a slow or absent watcher is the receiver's matter.
+use std::any::Any;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -76,8 +77,14 @@ pub struct SourceRange {
 }
 
 /// Where updates go.
-pub trait Sink: Send + Sync {
+pub trait Sink: Any + Send + Sync {
     fn emit(&self, update: Update);
+
+    /// Gives what a vertex has printed so far to a sink that comes later and calls it `name`. `false`: this sink does not have all of it.
+    fn pass_on(&self, vertex: &Digest, to: &dyn Sink, name: &Digest) -> bool {
+        let _ = (vertex, to, name);
+        false
+    }
 }
 
 /// A sink that drops everything.

@@ -5,17 +5,21 @@ use std::time::{Duration, SystemTime};
 
 use content::Hold;
 use fault::{Fault, Result};
-use oci::Digest;
+use oci::{Descriptor, Digest};
 
 use super::findings::Findings;
 use super::queue::Inner;
 use super::record::{Record, Steps};
 use super::{FAILURE, LOG, TRACE};
-use crate::progress_hub::{Event as Progress, Hub};
+use crate::progress_hub::{self, Event as Progress, Hub};
 use crate::trace::{self, Parent};
 
 /// How long spans of other programs are waited for, unless somebody wants the record finished.
 const TRACE_WAIT: Duration = Duration::from_secs(3);
+
+/// So many events, or so many bytes of output, are written before the rest is looked at.
+const LARGE_BATCH: usize = 10_000;
+const LARGE_OUTPUT: usize = 1 << 20;
 
 /// Made by [`super::History::begin`]. Dropped without [`Recording::complete`] the build leaves no trace.
 pub struct Recording {
@@ -93,8 +97,8 @@ fn fill(
         holds.push(hold);
         Some(descriptor)
     };
-    let (log, steps) = write_log(history, hub);
-    (record.logs, record.steps) = (keep(history.store.blob(LOG, &log)?), steps);
+    let (log, steps) = write_log(history, hub)?;
+    (record.logs, record.steps) = (keep(log), steps);
     match outcome {
         Ok(response) => record.response.extend(response.clone()),
         Err(fault) => {
@@ -106,44 +110,68 @@ fn fill(
     Ok(holds)
 }
 
-/// Everything that watchers saw, and how many of what there were.
-fn write_log(history: &Inner, hub: &Hub) -> (Vec<u8>, Steps) {
-    let events = hub.events();
-    let steps = count(&events);
-    let (mut frames, mut batch, mut has_output) = (Vec::new(), Vec::new(), false);
-    for event in events {
-        // Within one message vertices come first; what was shown before them must stay before them.
-        let is_vertex = matches!(event, Progress::Vertex(_));
-        if is_vertex && std::mem::take(&mut has_output) {
-            history.encoding.progress(std::mem::take(&mut batch), &mut frames);
+/// Writes everything that watchers saw, and counts how many of what there were.
+fn write_log(history: &Inner, hub: &Hub) -> Result<((Descriptor, Hold), Steps)> {
+    let (mut log, mut seen) = (history.store.large_blob()?, Seen::default());
+    let (mut frames, mut batch, mut has_output, mut size) = (Vec::new(), Vec::new(), false, 0);
+    hub.replay(|events| {
+        for event in events {
+            seen.add(&event);
+            // Within one message vertices come first; what was shown before them must stay before them.
+            let is_vertex = matches!(event, Progress::Vertex(_));
+            if (is_vertex && has_output) || batch.len() >= LARGE_BATCH || size >= LARGE_OUTPUT {
+                history.encoding.progress(std::mem::take(&mut batch), &mut frames);
+                (has_output, size) = (false, 0);
+            }
+            has_output |= !is_vertex;
+            size += progress_hub::weight(&event);
+            batch.push(event);
         }
-        has_output |= !is_vertex;
-        batch.push(event);
-    }
+        log.write(&frames)?;
+        frames.clear();
+        Ok(())
+    })?;
     history.encoding.progress(batch, &mut frames);
-    (frames, steps)
+    log.write(&frames)?;
+    let hold = log.commit()?;
+    Ok(((Descriptor::new(LOG, hold.digest().clone(), hold.size()), hold), seen.steps()))
 }
 
-fn count(events: &[Progress]) -> Steps {
-    #[derive(Default)]
-    struct Seen {
-        cached: bool,
-        completed: bool,
-    }
-    let (mut seen, mut warnings) = (HashMap::<&Digest, Seen>::new(), 0);
-    for event in events {
+/// What there was in a build.
+#[derive(Default)]
+struct Seen {
+    vertices: HashMap<Digest, SeenVertex>,
+    warnings: u32,
+}
+
+#[derive(Default)]
+struct SeenVertex {
+    cached: bool,
+    completed: bool,
+}
+
+impl Seen {
+    fn add(&mut self, event: &Progress) {
         match event {
             Progress::Vertex(state) => {
-                let seen = seen.entry(&state.vertex.digest).or_default();
+                let seen = self.vertices.entry(state.vertex.digest.clone()).or_default();
                 seen.cached |= state.cached;
                 seen.completed |= state.completed.is_some();
             }
-            Progress::Warning(_) => warnings += 1,
+            Progress::Warning(_) => self.warnings += 1,
             Progress::Status(_) | Progress::Log { .. } => {}
         }
     }
-    let number = |is: fn(&&Seen) -> bool| seen.values().filter(is).count() as u32;
-    Steps { total: seen.len() as u32, completed: number(|s| s.completed), cached: number(|s| s.cached), warnings }
+
+    fn steps(&self) -> Steps {
+        let number = |is: fn(&&SeenVertex) -> bool| self.vertices.values().filter(is).count() as u32;
+        Steps {
+            total: self.vertices.len() as u32,
+            completed: number(|s| s.completed),
+            cached: number(|s| s.cached),
+            warnings: self.warnings,
+        }
+    }
 }
 
 async fn save_trace(history: &Arc<Inner>, record: &Arc<Record>, hub: Hub, parent: Option<Parent>) -> Result<()> {

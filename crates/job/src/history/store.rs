@@ -1,7 +1,7 @@
 //! Records and their blobs on disk.
 use std::collections::BTreeSet;
 
-use content::Hold;
+use content::{Hold, Ingest};
 use fault::Result;
 use kv::{Batch, Db, Json, Table};
 use oci::{Descriptor, Digest};
@@ -36,6 +36,11 @@ impl Store {
     pub fn blob(&self, media_type: &str, bytes: &[u8]) -> Result<(Descriptor, Hold)> {
         let hold = self.content.put(bytes)?;
         Ok((Descriptor::new(media_type, hold.digest().clone(), hold.size()), hold))
+    }
+
+    /// A blob that is written bit by bit.
+    pub fn large_blob(&self) -> Result<Ingest> {
+        Ok(self.content.ingest_once()?)
     }
 
     /// Adds or replaces a record, and pins what it names. Durable with the next flush.

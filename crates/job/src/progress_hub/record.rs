@@ -1,59 +1,23 @@
-//! What a build has reported, in order.
+//! What a build has reported: each update becomes events, some of which are made up.
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
 use oci::Digest;
 use progress::{Update, Vertex};
 
+use super::timeline::Timeline;
 use super::{Event, RowState, VertexState};
 
-/// Output of one vertex and stream that came within so long is one event, with the time of its first bytes.
-const MERGED_WITHIN: Duration = Duration::from_millis(20);
-/// Bytes of an event that output is added to.
-const MERGED_SIZE: usize = 32 << 10;
-
-/// The events in order of their numbers. An event that a later one replaced leaves a hole; holes are squeezed out now and then.
+/// The events, and how things stand after them.
 #[derive(Default)]
 pub(super) struct Record {
-    events: Vec<(u64, Option<Kept>)>,
-    /// The event that more output of the vertex may be added to, where there is one.
-    growing: HashMap<Digest, u64>,
-    holes: usize,
-    pub next: u64,
+    pub timeline: Timeline,
     pub closed: bool,
     pub vertices: HashMap<Digest, VertexState>,
     rows: HashMap<(Digest, String), (u64, SystemTime)>,
     /// Vertices that were cached, and all below them.
     was_cached: HashSet<Digest>,
-}
-
-enum Kept {
-    Event(Event),
-    Growing(Output),
-}
-
-/// Output that nobody has seen yet.
-struct Output {
-    vertex: Digest,
-    at: SystemTime,
-    stream: u8,
-    data: BytesMut,
-}
-
-impl Output {
-    fn takes(&self, stream: u8, data: &[u8], now: SystemTime) -> bool {
-        let is_soon = now.duration_since(self.at).is_ok_and(|age| age < MERGED_WITHIN);
-        self.stream == stream && is_soon && self.data.len() + data.len() <= MERGED_SIZE
-    }
-
-    /// Leaves no memory behind that is not used.
-    fn into_event(self) -> Event {
-        let Self { vertex, at, stream, data } = self;
-        let is_tight = data.capacity() - data.len() <= data.len() / 8;
-        Event::Log { vertex, at, stream, data: if is_tight { data.freeze() } else { Bytes::copy_from_slice(&data) } }
-    }
 }
 
 impl Record {
@@ -76,17 +40,25 @@ impl Record {
                 let key = (vertex, id);
                 let started = self.rows.get(&key).map_or(now, |(number, started)| {
                     let (number, started) = (*number, *started);
-                    self.holes += find(&self.events, number).map_or(0, |at| self.events[at].1.take().iter().count());
+                    self.timeline.remove(number);
                     started
                 });
-                self.rows.insert(key.clone(), (self.next, started));
+                self.rows.insert(key.clone(), (self.timeline.next(), started));
                 let (vertex, id) = key;
-                self.push(Event::Status(RowState { vertex, id, action, current, total, at: now, started, completed: done.then_some(now) }));
+                self.timeline.push(Event::Status(RowState {
+                    vertex,
+                    id,
+                    action,
+                    current,
+                    total,
+                    at: now,
+                    started,
+                    completed: done.then_some(now),
+                }));
             }
-            Update::Log { vertex, stream, data } => self.log(vertex, now, stream, &data),
-            Update::Warning(warning) => self.push(Event::Warning(warning)),
+            Update::Log { vertex, stream, data } => self.timeline.log(vertex, now, stream, &data),
+            Update::Warning(warning) => self.timeline.push(Event::Warning(warning)),
         }
-        self.squeeze();
     }
 
     fn announce(&mut self, vertex: Vertex) {
@@ -99,7 +71,7 @@ impl Record {
             }
         }
         let state = self.vertices[&digest].clone();
-        self.push(Event::Vertex(state));
+        self.timeline.push(Event::Vertex(state));
     }
 
     /// A vertex that nobody announced is shown by its digest.
@@ -112,12 +84,12 @@ impl Record {
     fn show(&mut self, digest: &Digest) {
         let state = self.vertices[digest].clone();
         for input in self.take_as_cached(&state) {
-            self.push(Event::Vertex(input));
+            self.timeline.push(Event::Vertex(input));
         }
         if state.cached {
             self.mark_cached(digest);
         }
-        self.push(Event::Vertex(state));
+        self.timeline.push(Event::Vertex(state));
     }
 
     /// Marks everything below a started vertex that never started as cached; the lowest first. (What still runs has its own end to come.)
@@ -162,81 +134,7 @@ impl Record {
                 state.error = "context canceled".into();
             }
             self.vertices.insert(state.vertex.digest.clone(), state.clone());
-            self.push(Event::Vertex(state));
+            self.timeline.push(Event::Vertex(state));
         }
     }
-
-    /// What others report meanwhile does not keep output of one vertex apart: it is one event, at the place of its beginning.
-    fn log(&mut self, vertex: Digest, now: SystemTime, stream: u8, data: &[u8]) {
-        let growing = self.growing.get(&vertex).and_then(|number| find(&self.events, *number));
-        if let Some(at) = growing
-            && let Some(Kept::Growing(output)) = &mut self.events[at].1
-        {
-            if output.takes(stream, data, now) {
-                return output.data.extend_from_slice(data);
-            }
-            self.settle(at);
-        }
-        self.growing.insert(vertex.clone(), self.next);
-        self.keep(Kept::Growing(Output { vertex, at: now, stream, data: data.into() }));
-    }
-
-    fn push(&mut self, event: Event) {
-        let vertex = match &event {
-            Event::Vertex(state) => &state.vertex.digest,
-            Event::Status(row) => &row.vertex,
-            Event::Log { vertex, .. } => vertex,
-            Event::Warning(warning) => &warning.vertex,
-        };
-        if let Some(at) = self.growing.remove(vertex).and_then(|number| find(&self.events, number)) {
-            self.settle(at);
-        }
-        self.keep(Kept::Event(event));
-    }
-
-    fn keep(&mut self, kept: Kept) {
-        self.events.push((self.next, Some(kept)));
-        self.next += 1;
-    }
-
-    /// To what is here nothing is added any more.
-    fn settle(&mut self, at: usize) {
-        let kept = &mut self.events[at].1;
-        *kept = kept.take().map(|kept| match kept {
-            Kept::Growing(output) => Kept::Event(output.into_event()),
-            event @ Kept::Event(_) => event,
-        });
-    }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.events.len()
-    }
-
-    /// The events from a number on, in order.
-    pub fn since(&mut self, number: u64) -> Vec<Event> {
-        for number in std::mem::take(&mut self.growing).into_values() {
-            if let Some(at) = find(&self.events, number) {
-                self.settle(at);
-            }
-        }
-        let from = self.events.partition_point(|(n, _)| *n < number);
-        let events = self.events[from..].iter().filter_map(|(_, kept)| match kept {
-            Some(Kept::Event(event)) => Some(event.clone()),
-            Some(Kept::Growing(_)) => unreachable!("all have settled"),
-            None => None,
-        });
-        events.collect()
-    }
-
-    fn squeeze(&mut self) {
-        if self.holes > 1024 && self.holes * 2 > self.events.len() {
-            self.events.retain(|(_, event)| event.is_some());
-            self.holes = 0;
-        }
-    }
-}
-
-fn find(events: &[(u64, Option<Kept>)], number: u64) -> Option<usize> {
-    events.binary_search_by_key(&number, |(n, _)| *n).ok()
 }

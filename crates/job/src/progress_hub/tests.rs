@@ -85,7 +85,7 @@ async fn a_late_watcher_sees_each_row_once() {
         assert!(row.current == 9000 && row.completed.is_some() && row.started <= row.at);
         assert_eq!(watch.next().await, None);
     }
-    assert!(hub.0.lock().len() <= 2100, "replaced rows are squeezed out");
+    assert!(hub.0.lock().timeline.len() <= 2100, "replaced rows are squeezed out");
 }
 
 #[tokio::test]
@@ -153,8 +153,20 @@ fn mark(vertex: &Digest, short: String) -> Update {
     Update::Warning(Warning { vertex: vertex.clone(), level: 1, short: short.into(), detail, url, source: None })
 }
 
+fn take(record: &mut record::Record, next: &mut u64) -> Vec<Event> {
+    let mut events = Vec::new();
+    while *next < record.timeline.next() {
+        let part;
+        (part, *next) = record.timeline.part(*next);
+        events.extend(part.read());
+    }
+    events
+}
+
 #[test]
-fn merged_output_keeps_its_bytes_and_their_order_for_all_watchers() {
+fn output_merged_or_on_disk_keeps_its_bytes_and_their_order_for_all_watchers() {
+    let (dir, spool) = spool();
+    let pages = spool.open().unwrap();
     let (mut written, mut told) = (0, 0);
     for seed in 0..100 {
         let (mut dice, mut record, mut story) = (Dice(seed), record::Record::default(), Story::default());
@@ -164,6 +176,12 @@ fn merged_output_keeps_its_bytes_and_their_order_for_all_watchers() {
         for number in 0..400 {
             let vertex = &vertices[dice.roll(4) as usize];
             match dice.roll(20) {
+                2 if dice.roll(3) == 0 => {
+                    while let Some(events) = record.timeline.to_write(1) {
+                        let stretches = pages::write(&pages, &events).unwrap();
+                        record.timeline.put_apart(&events, stretches);
+                    }
+                }
                 0 => {
                     story.of.entry(vertex.clone()).or_default().push(Shown::Mark(format!("{number}").into()));
                     record.apply(mark(vertex, format!("{number}")), now);
@@ -171,8 +189,7 @@ fn merged_output_keeps_its_bytes_and_their_order_for_all_watchers() {
                 // The last of them comes late.
                 1 => {
                     let (next, seen) = &mut watchers[dice.roll(2) as usize];
-                    seen.add(&record.since(*next));
-                    *next = record.next;
+                    seen.add(&take(&mut record, next));
                 }
                 2 => now += Duration::from_millis(dice.roll(30)),
                 _ => {
@@ -184,12 +201,13 @@ fn merged_output_keeps_its_bytes_and_their_order_for_all_watchers() {
                 }
             }
         }
-        for (next, mut seen) in watchers {
-            seen.add(&record.since(next));
+        for (mut next, mut seen) in watchers {
+            seen.add(&take(&mut record, &mut next));
             assert_eq!(seen.of, story.of, "seed {seed}");
             told += seen.logs;
         }
     }
+    drop(dir);
     assert!(told < 2 * written, "three watchers were told {told} events of {written} writes");
 }
 
@@ -204,7 +222,7 @@ fn output_is_merged_for_a_moment_and_up_to_a_size() {
     {
         log(millis, stream, size);
     }
-    let events = record.since(0).into_iter().map(|event| match event {
+    let events = record.timeline.part(0).0.read().into_iter().map(|event| match event {
         Event::Log { at, stream, data, .. } => (at.duration_since(UNIX_EPOCH).unwrap().as_millis(), stream, data.len()),
         other => panic!("{other:?}"),
     });
@@ -222,4 +240,118 @@ async fn what_a_watcher_has_seen_is_not_added_to() {
     hub.emit(log("two"));
     let events = watch.next().await.unwrap();
     assert!(matches!(events.as_slice(), [Event::Log { data, .. }] if *data == "two"), "{events:?}");
+}
+
+fn spool() -> (tempfile::TempDir, Spool) {
+    let dir = tempfile::tempdir().unwrap();
+    let db = kv::Db::open(&dir.path().join("db"), kv::Options::default()).unwrap();
+    let store = content::Store::open(dir.path(), db).unwrap();
+    (dir, Spool::new(store))
+}
+
+fn block(number: u32) -> Bytes {
+    Bytes::from(format!("{number:08}").repeat(1024))
+}
+
+/// Each its number, a stream, and the vertex that printed it.
+fn blocks(numbers: std::ops::Range<u32>) -> impl Iterator<Item = Update> {
+    numbers.map(|n| Update::Log { vertex: Digest::of(format!("v{}", n % 3)), stream: 1 + (n / 3 % 2) as u8, data: block(n) })
+}
+
+async fn settled(hub: &Hub) {
+    while hub.0.writing().is_under_way {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn rest(watch: &mut Watch, story: &mut Story) {
+    while let Some(events) = watch.next().await {
+        let size: usize = events.iter().map(weight).sum();
+        assert!(size <= 3 * timeline::PART, "{size} bytes at once");
+        story.add(&events);
+    }
+}
+
+/// Sixty-four MB in three steps' output, of which little stays in memory.
+#[tokio::test]
+async fn much_output_is_on_disk_and_watchers_see_all_of_it() {
+    let (_dir, spool) = spool();
+    let hub = Hub::with(spool.clone());
+    let (mut stalled, mut slow, mut expected) = (hub.watch(), hub.watch(), Story::default());
+    let (mut seen, mut from_slow) = (Story::default(), Story::default());
+    for (n, update) in blocks(0..8192).enumerate() {
+        let Update::Log { vertex, stream, data } = &update else { unreachable!() };
+        expected.output(vertex, *stream, data);
+        hub.emit(update);
+        if n % 1024 == 500 {
+            from_slow.add(&slow.next().await.unwrap());
+            settled(&hub).await;
+        }
+    }
+    hub.close();
+    settled(&hub).await;
+    assert!(spool.held() < 20 << 20 && hub.0.lock().timeline.held() == spool.held(), "{}", spool.held());
+    rest(&mut stalled, &mut seen).await;
+    rest(&mut slow, &mut from_slow).await;
+    let mut recorded = Story::default();
+    hub.replay(|events| {
+        recorded.add(&events);
+        Ok(())
+    })
+    .unwrap();
+    assert!(seen.of == expected.of, "who looked late");
+    assert!(from_slow.of == expected.of, "who looked now and then");
+    assert!(recorded.of == expected.of, "the history");
+    drop((hub, stalled, slow));
+    assert_eq!(spool.held(), 0);
+}
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_costs_memory_and_no_output() {
+    let (dir, spool) = spool();
+    std::fs::remove_dir(dir.path().join("ingest")).unwrap();
+    let (hub, mut expected, mut seen) = (Hub::with(spool.clone()), Story::default(), Story::default());
+    for update in blocks(0..4096) {
+        let Update::Log { vertex, stream, data } = &update else { unreachable!() };
+        expected.output(vertex, *stream, data);
+        hub.emit(update);
+    }
+    settled(&hub).await;
+    assert!(hub.0.writing().not_before.is_some(), "it is tried again later");
+    hub.close();
+    rest(&mut hub.watch(), &mut seen).await;
+    assert!(seen.of == expected.of);
+}
+
+#[tokio::test]
+async fn a_build_that_shares_a_step_has_its_earlier_output_from_another_build() {
+    let (_dir, spool) = spool();
+    let (one, two, three) = (Hub::with(spool.clone()), Hub::with(spool.clone()), Hub::new());
+    let (mut text, other) = (Vec::new(), Digest::of("their name"));
+    for update in blocks(0..4096) {
+        if let Update::Log { vertex, data, .. } = &update
+            && *vertex == Digest::of("v1")
+        {
+            text.extend_from_slice(data);
+        }
+        one.emit(update);
+    }
+    settled(&one).await;
+    assert!(one.pass_on(&Digest::of("v1"), &two, &other));
+    one.close();
+    assert!(!one.pass_on(&Digest::of("v1"), &three, &other), "it may miss what came since");
+    drop(one);
+    assert!(two.pass_on(&other, &three, &Digest::of("third name")), "also from who has it from another");
+    for (hub, name) in [(two, "their name"), (three, "third name")] {
+        hub.close();
+        let (mut seen, mut watch) = (Vec::new(), hub.watch());
+        while let Some(events) = watch.next().await {
+            for event in events {
+                let Event::Log { vertex, data, .. } = event else { panic!("{event:?}") };
+                assert_eq!(vertex, Digest::of(name));
+                seen.extend_from_slice(&data);
+            }
+        }
+        assert!(seen == text, "{} bytes of {}", seen.len(), text.len());
+    }
 }
