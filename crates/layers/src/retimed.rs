@@ -19,6 +19,9 @@ pub const REWRITTEN: &str = "buildkit/rewritten-timestamp";
 /// The layer's record of the last such blob.
 const LAST: &str = "retimed";
 
+/// Writes an archive.
+type Produce = Box<dyn FnOnce(&mut dyn Write) -> fault::Result<()> + Send>;
+
 /// A blob that no layer keeps.
 #[derive(Debug, Clone)]
 pub struct Retimed {
@@ -68,7 +71,7 @@ impl Layer {
         let home = &self.0.home;
         forget_lost(&self.0)?;
         let (own, stop) = (self.own_blob(), cancel.clone());
-        let archive: Box<dyn FnOnce(&mut dyn Write) -> fault::Result<()> + Send> = match own {
+        let archive: Produce = match own {
             Some(own) => {
                 let (source, home) = (self.fetch_blob(&own, cancel, reporter).await?, home.clone());
                 Box::new(move |out| {
