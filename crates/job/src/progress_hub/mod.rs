@@ -229,7 +229,7 @@ impl Shared {
             }
         };
         loop {
-            let Some(events) = self.lock().timeline.to_write(WORTH_WRITING) else { return Ok(()) };
+            let Some(events) = self.lock().timeline.unwritten(WORTH_WRITING) else { return Ok(()) };
             let stretches = pages::write(&pages, &events)?;
             self.lock().timeline.put_apart(&events, stretches);
             spool.release(events.iter().map(|(_, event)| weight(event)).sum());

@@ -177,7 +177,7 @@ fn output_merged_or_on_disk_keeps_its_bytes_and_their_order_for_all_watchers() {
             let vertex = &vertices[dice.roll(4) as usize];
             match dice.roll(20) {
                 2 if dice.roll(3) == 0 => {
-                    while let Some(events) = record.timeline.to_write(1) {
+                    while let Some(events) = record.timeline.unwritten(1) {
                         let stretches = pages::write(&pages, &events).unwrap();
                         record.timeline.put_apart(&events, stretches);
                     }

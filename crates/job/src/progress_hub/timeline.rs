@@ -134,7 +134,7 @@ impl Timeline {
     }
 
     /// The oldest output in memory that nothing else comes between. `None`: there is less in memory than is worth it.
-    pub fn to_write(&mut self, least: usize) -> Option<Vec<(u64, Event)>> {
+    pub fn unwritten(&mut self, least: usize) -> Option<Vec<(u64, Event)>> {
         if self.held < least {
             return None;
         }
