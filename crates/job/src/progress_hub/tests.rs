@@ -92,10 +92,10 @@ async fn a_late_watcher_sees_each_row_once() {
 async fn a_waiting_watcher_is_woken() {
     let hub = Hub::new();
     let mut watch = hub.watch();
-    let waiting = tokio::spawn(async move { watch.next().await });
+    let waiting = task::spawn("watcher", async move { watch.next().await });
     tokio::task::yield_now().await;
     hub.emit(Update::Log { vertex: Digest::of("v"), stream: 1, data: Bytes::from_static(b"hi") });
-    assert_eq!(waiting.await.unwrap().unwrap().len(), 1);
+    assert_eq!(waiting.join().await.unwrap().unwrap().len(), 1);
 }
 
 /// What was shown of one vertex: its output, streams kept apart where they alternate, and marks between.
