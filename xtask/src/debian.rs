@@ -35,10 +35,11 @@ fn again_and_again(attempt: impl Fn() -> Outcome) -> Outcome {
 /// Unpacks one package of a suite, for any architecture, below `into`, with lists and cache of its own: the system's stay as they are. Of a
 /// package that only names another, as that of the current kernel does, it is the other.
 pub fn unpack_from(suite: &str, package: &str, architecture: &str, into: &Path) -> Outcome {
-    again_and_again(|| try_to_unpack_from(suite, package, architecture, into))
+    let mirror = mirror()?;
+    again_and_again(|| try_to_unpack_from(&mirror, suite, package, architecture, into))
 }
 
-fn try_to_unpack_from(suite: &str, package: &str, architecture: &str, into: &Path) -> Outcome {
+fn try_to_unpack_from(mirror: &str, suite: &str, package: &str, architecture: &str, into: &Path) -> Outcome {
     let apt = into.join("apt");
     // An earlier try may have left half a list, or half a package.
     if apt.exists() {
@@ -49,7 +50,7 @@ fn try_to_unpack_from(suite: &str, package: &str, architecture: &str, into: &Pat
     }
     fs::write(apt.join("status"), "")?;
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    fs::write(apt.join("sources.list"), format!("deb [signed-by={keyring}] {} {suite} main\n", mirror()?))?;
+    fs::write(apt.join("sources.list"), format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))?;
     let option = |key: &str, value: String| ["-o".to_owned(), format!("{key}={value}")];
     let path = |name: &str| apt.join(name).display().to_string();
     let options: Vec<String> = [
@@ -97,12 +98,14 @@ pub fn own_architecture() -> Result<String, Box<dyn std::error::Error>> {
 
 /// The mirror that this machine's apt takes Debian's main archive from.
 fn mirror() -> Result<String, Box<dyn std::error::Error>> {
-    let output = Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI) $(COMPONENT) $(CREATED_BY)"]).output()?;
+    // Also where its lists are not there, as in images that were made small.
+    let arguments = ["indextargets", "--no-release-info", "--format", "$(REPO_URI) $(COMPONENT) $(CREATED_BY)"];
+    let output = Command::new("apt-get").args(arguments).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let uri = text
         .lines()
         .filter_map(|line| line.strip_suffix(" main Packages"))
         .find(|uri| uri.trim_end_matches('/').ends_with("/debian"))
-        .ok_or("apt knows no Debian archive: is this Debian, and has 'apt-get update' run?")?;
+        .ok_or("apt knows no Debian archive: is this Debian?")?;
     Ok(uri.to_owned())
 }
