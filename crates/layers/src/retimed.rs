@@ -1,5 +1,6 @@
 //! Layers of an image whose files are no younger than a given time. They are other blobs, with other digests, than those the layers have.
 use std::io::{BufReader, Write};
+use std::sync::{Arc, Mutex};
 
 use content::Hold;
 use fault::Fault;
@@ -44,13 +45,17 @@ impl Layer {
     ) -> Result<Retimed, Fault> {
         let level = compression.level.map_or_else(String::new, |level| level.to_string());
         let key = format!("retimed:{latest}:{}:{level}", compression.kind.name());
+        // Keeps what is made here until it is found; who joined us finds it too, or makes it again.
+        let made: Arc<Mutex<Option<Hold>>> = Arc::default();
         loop {
             if let Some(known) = self.known(&key)? {
                 return Ok(known);
             }
             let (layer, name, begun) = (self.clone(), key.clone(), begun.clone());
+            let place = made.clone();
             let work = move |cancel: Cancel, reporter: Reporter| async move {
-                let descriptor = layer.retime(latest, compression, begun, &cancel, &reporter).await?;
+                let (descriptor, hold) = layer.retime(latest, compression, begun, &cancel, &reporter).await?;
+                *place.lock().expect("no holder of the lock panics") = Some(hold);
                 let descriptor = oci::gojson::to_vec(&descriptor);
                 layer.meta_put(&name, &descriptor);
                 layer.meta_put(LAST, &descriptor);
@@ -67,7 +72,7 @@ impl Layer {
         begun: Option<Begun>,
         cancel: &Cancel,
         reporter: &Reporter,
-    ) -> Result<Descriptor, Fault> {
+    ) -> Result<(Descriptor, Hold), Fault> {
         let home = &self.0.home;
         forget_lost(&self.0)?;
         let (own, stop) = (self.own_blob(), cancel.clone());
@@ -87,16 +92,17 @@ impl Layer {
             }
         };
         let _turn = home.turn_to_pack(cancel).await?;
-        let mut descriptor = if compression.kind == CompressionKind::Estargz {
-            pack_with_toc(home, compression.level, begun, cancel, archive).await?.1
+        let (mut descriptor, hold) = if compression.kind == CompressionKind::Estargz {
+            let (hold, descriptor, _) = pack_with_toc(home, compression.level, begun, cancel, archive).await?;
+            (descriptor, hold)
         } else {
             let (hold, diff_id) = pack(home, compression, begun, archive).await?;
             let mut descriptor = Descriptor::new(compression.kind.media_type(), hold.digest().clone(), hold.size());
             descriptor.annotations.insert(UNCOMPRESSED.to_owned(), diff_id.to_string());
-            descriptor
+            (descriptor, hold)
         };
         descriptor.annotations.insert(REWRITTEN.to_owned(), latest.to_string());
-        Ok(descriptor)
+        Ok((descriptor, hold))
     }
 
     /// A blob with the layer's own archive, if there is one.
