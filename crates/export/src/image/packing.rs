@@ -116,6 +116,10 @@ async fn rewrite(
                     }
                     Err(fault) => {
                         context.cancel.check()?;
+                        // An archive from elsewhere may resist. Files do not: then something else is wrong, and the image would be another next time.
+                        if layer.known_blobs().is_empty() {
+                            return Err(fault);
+                        }
                         tracing::warn!(%fault, layer = number + 1, "failed to rewrite a layer to match source-date-epoch {latest}");
                     }
                 }
